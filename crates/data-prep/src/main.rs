@@ -1,0 +1,2 @@
+//! data-prep
+fn main() {}
