@@ -1,0 +1,1 @@
+//! Hugging Face weight files: safetensors, one file or shards with an index, memory-mapped.
