@@ -22,6 +22,9 @@ def set_up_torch() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(0)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def write_json(path: Path, value: Any) -> None:

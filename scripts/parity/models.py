@@ -4,8 +4,8 @@ Two choices matter to whoever uses them:
 
 * Every parameter is drawn with a real spread (biases not 0, norm weights not 1). With transformers' own
   initialisation logits are almost uniform, and a missing bias or a wrong mask would pass unseen.
-* Numbers come with `noise`: the largest distance to the same computation in float64. Nobody can be asked to agree
-  more closely than that.
+* Numbers come with `noise`: the largest distance to the same computation in float64 throughout. Nobody can be asked
+  to agree more closely than that.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from common import Tensors, gap, rms, write_json, write_tensors
+from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -81,7 +82,8 @@ def randomise(model: PreTrainedModel, seed: int) -> PreTrainedModel:
         if parameter.ndim == 1:
             value = 1 + 0.2 * noise if name.endswith("weight") else 0.2 * noise
         elif any(part in name for part in ("wte", "wpe", "embed_tokens")):
-            value = 0.5 * noise
+            # Small where it is the output layer as well, so that a token does not only predict itself.
+            value = (0.2 if model.config.tie_word_embeddings else 0.5) * noise
         else:
             # GPT-2's Conv1D stores [in, out], Linear stores [out, in].
             fan_in = parameter.shape[0] if ".c_" in name else parameter.shape[1]
@@ -190,8 +192,21 @@ def train(model: PreTrainedModel, batches: Batches, steps: int) -> list[Step]:
         optimizer.step()
         optimizer.zero_grad()
         weights = {name: p.detach().clone() for name, p in named.items()}
-        done.append(Step(float(loss), float(total), grads, weights))
+        done.append(Step(float(loss.detach()), float(total), grads, weights))
     return done
+
+
+class AllDouble(TorchFunctionMode):
+    """Turns the casts to float32 inside transformers' norms, rotary tables and softmax into casts to float64, so that
+    a model in float64 is float64 throughout."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def wider(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
+
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        return func(*map(wider, args), **{key: wider(value) for key, value in (kwargs or {}).items()})
 
 
 @dataclass
@@ -202,25 +217,31 @@ class Greedy:
 
 
 def greedy(model: PreTrainedModel, batches: Batches) -> Greedy:
-    """Generates with transformers' cache, and holds the result to a plain loop without one."""
+    """The largest logit, again and again: one prompt at a time, no padding, no cache."""
+    ids, logprobs, margins = [], [], []
+    for row, mask in zip(batches.prompts, batches.prompts_mask):
+        context, chosen = row[mask.bool()], []
+        for _ in range(NEW_TOKENS):
+            with torch.no_grad():
+                logits = model(input_ids=context[None], use_cache=False).logits[0, -1]
+            first, second = logits.topk(2).values
+            margins.append(float(first - second))
+            chosen.append(logits.log_softmax(-1).max())
+            context = torch.cat([context, logits.argmax()[None]])
+        ids.append(context[-NEW_TOKENS:])
+        logprobs.append(torch.stack(chosen))
+    return Greedy(torch.stack(ids), torch.stack(logprobs), min(margins))
+
+
+def check_generate(model: PreTrainedModel, batches: Batches, expected: torch.Tensor) -> None:
+    """transformers' own `generate`, with its cache and left padding, must say the same."""
     model.generation_config.eos_token_id = None
     with torch.no_grad():
         out = model.generate(
             input_ids=batches.prompts, attention_mask=batches.prompts_mask, max_new_tokens=NEW_TOKENS, do_sample=False,
-            pad_token_id=PAD, eos_token_id=None, return_dict_in_generate=True, output_scores=True,
+            pad_token_id=PAD, eos_token_id=None,
         )
-    scores = torch.stack(out.scores, 1)
-    new = out.sequences[:, batches.prompts.shape[1] :]
-    for row, mask, got in zip(batches.prompts, batches.prompts_mask, new):
-        ids = row[mask.bool()]
-        for _ in range(NEW_TOKENS):
-            with torch.no_grad():
-                following = model(input_ids=ids[None], use_cache=False).logits[0, -1].argmax()
-            ids = torch.cat([ids, following[None]])
-        assert torch.equal(ids[-NEW_TOKENS:], got), "cached generation differs from the plain loop"
-    top = scores.topk(2, -1).values
-    logprobs = scores.log_softmax(-1).gather(-1, new[..., None]).squeeze(-1)
-    return Greedy(new, logprobs, float((top[..., 0] - top[..., 1]).min()))
+    assert torch.equal(out[:, batches.prompts.shape[1] :], expected), "generate() differs from the plain loop"
 
 
 def bfloat16(model: PreTrainedModel, batches: Batches, exact: dict[str, Forward]) -> tuple[Tensors, dict[str, Any]]:
@@ -283,11 +304,15 @@ def write_architecture(name: str, config: PretrainedConfig, out: Path, seed: int
     check_references(name, model, out / "model", batches)
 
     single = {case: forward(model, batches, case) for case in batches.cases}
-    double = {case: forward(exact, batches, case) for case in batches.cases}
-    found, found64 = greedy(copy.deepcopy(model), batches), greedy(copy.deepcopy(exact), batches)
+    found = greedy(model, batches)
+    check_generate(copy.deepcopy(model), batches, found.ids)
+    steps = train(copy.deepcopy(model), batches, 3)
+    with AllDouble():
+        double = {case: forward(exact, batches, case) for case in batches.cases}
+        found64 = greedy(exact, batches)
+        steps64 = train(exact, batches, 3)
     logits_noise = {case: gap(single[case].logits, double[case].logits) for case in batches.cases}
     assert found.margin > 100 * max(logits_noise.values()), (name, "greedy ids hang on rounding", found.margin)
-    steps, steps64 = train(copy.deepcopy(model), batches, 3), train(copy.deepcopy(exact), batches, 3)
     bf16_tensors, bf16 = bfloat16(model, batches, single)
 
     io = {**batches.tensors(), **bf16_tensors, "greedy_ids": found.ids, "greedy_logprobs": found.logprobs}
