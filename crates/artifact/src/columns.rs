@@ -1,0 +1,42 @@
+//! The names of the Parquet columns that stages exchange: one place, one spelling.
+
+/// Raw text of one document, `utf8`.
+pub const TEXT: &str = "text";
+/// Token ids of one row, `list<int32>`.
+pub const INPUT_IDS: &str = "input_ids";
+/// Which tokens of `input_ids` count in the loss, `list<bool>`; true = counts.
+pub const LOSS_MASK: &str = "loss_mask";
+/// What the model is given, `utf8`.
+pub const PROMPT: &str = "prompt";
+/// What a model wrote in answer to a prompt, `utf8`.
+pub const RESPONSE: &str = "response";
+/// What a data set has as the answer to a prompt, `utf8`.
+pub const COMPLETION: &str = "completion";
+/// The preferred response of a pair, `utf8`.
+pub const CHOSEN: &str = "chosen";
+/// The other response of a pair, `utf8`.
+pub const REJECTED: &str = "rejected";
+/// Token ids of prompt and preferred response, `list<int32>`.
+pub const CHOSEN_IDS: &str = "chosen_ids";
+/// Token ids of prompt and other response, `list<int32>`.
+pub const REJECTED_IDS: &str = "rejected_ids";
+/// By how much `chosen` is preferred, `float32`.
+pub const MARGIN: &str = "margin";
+/// The right answer to a prompt, where there is one, `utf8`.
+pub const ANSWER: &str = "answer";
+/// The rule that judges a response, as JSON, `utf8`.
+pub const CHECKER: &str = "checker";
+/// The kind of task a prompt belongs to, `utf8`.
+pub const TASK: &str = "task";
+/// A scalar from a reward model or a checker, `float32`.
+pub const SCORE: &str = "score";
+/// The optimiser step at which something was made, `int64`.
+pub const STEP: &str = "step";
+/// The split a row belongs to: `train`, `validation`, `test`; `utf8`.
+pub const SPLIT: &str = "split";
+/// The principle a critique appeals to, `utf8`.
+pub const PRINCIPLE: &str = "principle";
+/// A critique of a response, `utf8`.
+pub const CRITIQUE: &str = "critique";
+/// A response rewritten after a critique, `utf8`.
+pub const REVISION: &str = "revision";
