@@ -1,0 +1,105 @@
+//! Sorting and counting.
+
+use rand::Rng as _;
+
+use super::super::Rng;
+use super::super::draw::{one, some};
+use super::super::lexicon::{ANIMALS, FOODS, Language, OBJECTS, Word};
+use super::{Exercise, Judge, Task};
+
+/// Numbers in sorting exercises are below this.
+const NUMBER_END: u32 = 31;
+
+/// The fewest and the most entries of a list to sort.
+const SORTED: std::ops::RangeInclusive<usize> = 3..=5;
+
+/// The fewest and the most entries of a list to count.
+const COUNTED: std::ops::RangeInclusive<usize> = 3..=7;
+
+fn joined(numbers: &[u32]) -> String {
+    let digits: Vec<String> = numbers.iter().map(u32::to_string).collect();
+    digits.join(", ")
+}
+
+/// A list of different numbers and the same in rising order, both as text.
+pub(crate) fn numbers_in_order(rng: &mut Rng) -> (String, String) {
+    let all: Vec<u32> = (1..NUMBER_END).collect();
+    let length = rng.random_range(SORTED);
+    let numbers = some(&all, length, rng);
+    let mut sorted = numbers.clone();
+    sorted.sort_unstable();
+    (joined(&numbers), joined(&sorted))
+}
+
+pub(super) fn sort_numbers(language: Language, rng: &mut Rng) -> Exercise {
+    let (numbers, sorted) = numbers_in_order(rng);
+    let asks = language.of((
+        ["Sort from small to large: ", "Put these numbers in order: "],
+        ["작은 수부터 쓰세요: ", "수를 차례로 늘어놓으세요: "],
+    ));
+    let user = format!("{}{numbers}", one(&asks, rng));
+    Exercise::single(Task::SortNumbers, language, sorted.clone(), user, sorted)
+}
+
+/// Words from the village, as they stand in a list.
+#[derive(Clone, Debug)]
+pub(crate) struct WordList(Vec<Word>);
+
+/// The kinds of words a list holds, with their names.
+const KINDS: [(&[Word], (&str, &str)); 3] =
+    [(ANIMALS, ("animals", "동물")), (FOODS, ("foods", "음식")), (OBJECTS, ("things", "물건"))];
+
+impl WordList {
+    /// Draws `length` different words of all kinds.
+    fn mixed(length: usize, rng: &mut Rng) -> Self {
+        let all: Vec<Word> = KINDS.iter().flat_map(|(words, _)| words.iter().copied()).collect();
+        Self(some(&all, length, rng))
+    }
+
+    /// Draws words and one of the kinds: the list, the kind's name, and how many are of it.
+    pub(crate) fn counted(language: Language, rng: &mut Rng) -> (Self, &'static str, usize) {
+        let length = rng.random_range(COUNTED);
+        let list = Self::mixed(length, rng);
+        let (words, name) = one(&KINDS, rng);
+        let count = list.0.iter().filter(|word| words.contains(word)).count();
+        (list, language.of(name), count)
+    }
+
+    /// Draws words, and the same in the order of the alphabet of `language`.
+    pub(crate) fn sorted(language: Language, rng: &mut Rng) -> (Self, Self) {
+        let (words, _) = one(&KINDS[..2], rng);
+        let list = Self(some(words, rng.random_range(3..=4), rng));
+        let mut sorted = list.clone();
+        sorted.0.sort_unstable_by_key(|word| word.in_(language));
+        (list, sorted)
+    }
+
+    /// The words with commas between them.
+    pub(crate) fn text(&self, language: Language) -> String {
+        let words: Vec<&str> = self.0.iter().map(|word| word.in_(language)).collect();
+        words.join(", ")
+    }
+}
+
+pub(super) fn sort_words(language: Language, rng: &mut Rng) -> Exercise {
+    let (list, sorted) = WordList::sorted(language, rng);
+    let asks = language.of((
+        ["Sort by alphabet: ", "Put these words in alphabetical order: "],
+        ["가나다순으로 쓰세요: ", "낱말을 가나다순으로 늘어놓으세요: "],
+    ));
+    let user = format!("{}{}", one(&asks, rng), list.text(language));
+    let answer = sorted.text(language);
+    Exercise::single(Task::SortWords, language, answer.clone(), user, answer)
+}
+
+pub(super) fn count(language: Language, rng: &mut Rng) -> Exercise {
+    let (list, kind, count) = WordList::counted(language, rng);
+    let words = list.text(language);
+    let user = match language {
+        Language::En => format!("How many {kind} are in this list: {words}?"),
+        Language::Ko => format!("다음 가운데 {kind}은 몇 개인가요? {words}"),
+    };
+    let key = format!("{kind}/{words}");
+    let exercise = Exercise::single(Task::Count, language, key, user, count.to_string());
+    Exercise { judge: Judge::Number, ..exercise }
+}
