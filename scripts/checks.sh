@@ -62,6 +62,9 @@ check_python() {
         echo "python3 is missing; install it with: sudo apt-get install python3 python3-pip"
         return 1
     fi
+}
+
+check_pip() {
     if ! python3 -m pip --version >/dev/null 2>&1; then
         echo "python3 has no pip; install it with: sudo apt-get install python3-pip"
         return 1

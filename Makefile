@@ -1,0 +1,141 @@
+# temper. `make` sets up libtorch, builds the binaries and runs the quickstart pipeline; `make help` lists the targets.
+#
+# A pipeline is a file in pipelines/: one `$(call stage,NAME,INPUTS)` a stage. The stage's config is configs/NAME.toml
+# (for another pipeline than the quickstart configs/PIPELINE/NAME.toml), its run directory runs/PIPELINE/NAME, and its
+# manifest.json, which the stage writes last, is the file make tracks. A stage runs when its manifest is missing or
+# older than its config, than a manifest it reads, or than any raw input its last manifest names.
+
+ifeq ($(filter 4.% 5.%,$(MAKE_VERSION)),)
+$(error GNU make 4 or later is needed and this is $(MAKE_VERSION); install it with: sudo apt-get install make)
+endif
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := all
+
+# What a person may set on the command line.
+PIPELINE ?= quickstart
+CONFIG   ?=
+DEVICE   ?= auto
+CUDA     ?=
+MODEL    ?=
+PROMPT   ?=
+TARGET   ?= target
+
+BIN := $(TARGET)/release
+
+# Settings of the caller's shell that would lead cargo to another libtorch, drop the run-time path to it, or put the
+# binaries elsewhere. `make setup` reads LIBTORCH, and .cargo/config.toml names the place where it leaves the library.
+LIBTORCH ?=
+unexport LIBTORCH LIBTORCH_LIB LIBTORCH_INCLUDE LIBTORCH_USE_PYTORCH LIBTORCH_STATIC LIBTORCH_CXX11_ABI
+unexport LIBTORCH_BYPASS_VERSION_CHECK RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_RUSTFLAGS CARGO_BUILD_TARGET
+export CARGO_TARGET_DIR := $(abspath $(TARGET))
+
+SETUP := LIBTORCH='$(LIBTORCH)' CUDA='$(CUDA)' scripts/setup
+
+# --- pipelines ------------------------------------------------------------------------------------------------------
+
+PIPELINES := $(patsubst pipelines/%.mk,%,$(wildcard pipelines/*.mk))
+ifeq ($(filter $(PIPELINE),$(PIPELINES)),)
+$(error there is no pipeline $(PIPELINE); PIPELINE is one of: $(PIPELINES))
+endif
+
+STAGES :=
+config_dir := $(if $(filter quickstart,$(PIPELINE)),configs,configs/$(PIPELINE))
+run_dir = runs/$(PIPELINE)/$(1)
+manifest = $(call run_dir,$(1))/manifest.json
+# The config file of a stage: CONFIG for the one stage named as a goal, the shipped one otherwise.
+config = $(if $(and $(CONFIG),$(filter $(1),$(MAKECMDGOALS))),$(CONFIG),$(config_dir)/$(1).toml)
+# Where the config file's name was kept when the stage last ran; another name now means that the stage must run again.
+config_record = $(call run_dir,$(1)).config
+config_changed = $(filter-out $(config),$(file <$(config_record)))
+
+# stage NAME,INPUTS[,BINARY]: the rules of one stage. An input with a slash is a file, one without is a stage.
+stage = $(eval $(call stage_rules,$(strip $(1)),$(strip $(2)),$(or $(strip $(3)),$(strip $(1)))))
+
+define stage_rules
+STAGES += $(1)
+.PHONY: $(1)
+$(1): $(call manifest,$(1))
+
+$(call manifest,$(1)): $(foreach i,$(2),$(if $(findstring /,$(i)),$(i),$(call manifest,$(i)))) \
+    $(config) $(if $(config_changed),FORCE) | build
+	@scripts/run-stage $(BIN)/$(3) '$(config)' '$(call run_dir,$(1))' '$(DEVICE)'
+
+-include $(call run_dir,$(1)).inputs.mk
+endef
+
+include pipelines/$(PIPELINE).mk
+
+ifneq ($(CONFIG),)
+ifneq ($(words $(filter $(STAGES),$(MAKECMDGOALS))),1)
+$(error CONFIG replaces the config of one stage; name that stage, as in: make sft CONFIG=$(CONFIG))
+endif
+ifeq ($(wildcard $(CONFIG)),)
+$(error CONFIG=$(CONFIG) does not exist)
+endif
+endif
+
+# --- targets --------------------------------------------------------------------------------------------------------
+
+.PHONY: all
+all: $(STAGES) ## set up, build and run the whole pipeline (PIPELINE=name for another than quickstart)
+
+.PHONY: FORCE
+FORCE:
+
+.PHONY: help
+help: ## list the targets
+	@awk 'match($$0, /^([a-z-]+:|\$$\(call stage,[a-z-]+).*## /) { \
+	    name = $$0; sub(/^\$$\(call stage,/, "", name); sub(/[:,].*/, "", name); \
+	    text = $$0; sub(/.*## /, "", text); printf "make %-11s %s\n", name, text }' \
+	    Makefile pipelines/$(PIPELINE).mk
+
+.PHONY: setup
+setup: ## check the machine and fetch libtorch into .libtorch (CUDA=1: with CUDA; LIBTORCH=dir: use that one)
+	@$(SETUP)
+
+.PHONY: ready
+ready:
+	@$(SETUP) --quick
+
+.PHONY: build
+build: ready ## build every binary into target/release
+	@cargo build --release --workspace --locked
+
+.PHONY: test
+test: build ## run all tests
+	@cargo test --release --workspace --locked
+
+.PHONY: ci
+ci: ready ## check the format, run clippy with warnings denied, then the tests
+	@cargo fmt --all --check
+	@cargo clippy --release --workspace --all-targets --locked -- -D warnings
+	@$(MAKE) test
+
+.PHONY: chat
+chat: $(if $(MODEL),build,$(call manifest,$(chat.reads))) ## talk to the trained model (MODEL=dir for another, PROMPT=text for one answer)
+	@$(BIN)/chat --model '$(or $(MODEL),$(call run_dir,$(chat.reads)))' --device '$(DEVICE)' \
+	    $(if $(PROMPT),--prompt "$$CHAT_PROMPT")
+chat: export CHAT_PROMPT = $(PROMPT)
+
+.PHONY: doctor
+doctor: ## say what of this machine, libtorch and its devices is usable
+	@LIBTORCH='$(LIBTORCH)' scripts/doctor $(BIN)
+
+.PHONY: deny
+deny: ## check licences and advisories of the dependencies with cargo-deny
+	@command -v cargo-deny >/dev/null || { \
+	    echo "error: cargo-deny is missing; install it with: cargo install --locked cargo-deny" >&2; exit 1; }
+	@cargo deny --all-features check
+
+.PHONY: clean
+clean: ## remove the runs
+	rm -rf runs
+
+.PHONY: distclean
+distclean: clean ## remove the runs, the build and libtorch
+	rm -rf $(TARGET) .libtorch
