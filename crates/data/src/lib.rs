@@ -1,1 +1,19 @@
-//! data
+//! From raw records to training batches, without libtorch.
+//!
+//! The path of a record: [`records`] streams it out of files, [`format`](mod@format) turns it into an
+//! [`Example`](format::Example), [`template`] renders a conversation and says which bytes count in
+//! the loss, [`encode`] makes a token row of it with [`tokenizer`]. At training time [`dataset`]
+//! reads token rows back in a shuffled but resumable order and [`batch`] lays them out as flat,
+//! padding-free batches. [`checker`] judges an answer by rule.
+//!
+//! Invariants: nothing here links libtorch; memory is bounded by a window of rows, never by the
+//! data set; the same input and seed give the same rows whatever the number of threads.
+
+pub mod batch;
+pub mod checker;
+pub mod dataset;
+pub mod encode;
+pub mod format;
+pub mod records;
+pub mod template;
+pub mod tokenizer;

@@ -1,0 +1,230 @@
+//! Flat, padding-free batches.
+//!
+//! An optimiser step takes rows from the data set, as many as its [`BatchSize`] says, and lays them
+//! out as micro-batches: one flat row of tokens each, with document starts, positions that begin at 0
+//! in every document, and the list of tokens to predict. Which rows are in a step depends on the data
+//! set and the size alone; `micro_batch_tokens` only decides how they are divided, so the summed loss
+//! over the step is the same for every value of it.
+//!
+//! Rows are never cut: a row longer than the step's tokens is a step of its own, and one longer than
+//! `micro_batch_tokens` is a micro-batch of its own. Rows without anything to predict are passed over.
+
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Serialize};
+
+use crate::dataset::{Cursor, DatasetError, Row, TokenDataset};
+
+/// How much data one optimiser step takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BatchSize {
+    /// As many rows as fit into this many tokens, at least one.
+    Tokens(usize),
+    /// This many rows.
+    Sequences(usize),
+}
+
+/// How steps are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchConfig {
+    /// The size of an optimiser step.
+    pub size: BatchSize,
+    /// The most tokens in one forward pass (more only for a single longer row).
+    pub micro_batch_tokens: usize,
+}
+
+/// One micro-batch: `T` tokens of `B` documents, `N` of the tokens to predict.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FlatBatch {
+    /// `[T]` token ids, document after document.
+    pub input_ids: Vec<i64>,
+    /// `[T]` positions, from 0 in every document.
+    pub positions: Vec<i64>,
+    /// `[B + 1]` document starts, then `T`.
+    pub cu_seqlens: Vec<i64>,
+    /// `[N]` indices `t` into `input_ids` whose next token counts in the loss.
+    pub target_rows: Vec<i64>,
+    /// `[N]` that next token. Always of the same document.
+    pub target_ids: Vec<i64>,
+}
+
+impl FlatBatch {
+    /// Lays rows out one after another.
+    pub fn new<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Self {
+        let mut batch = Self { cu_seqlens: vec![0], ..Self::default() };
+        for row in rows {
+            batch.push(row);
+        }
+        batch
+    }
+
+    /// Tokens, `T`.
+    pub fn num_tokens(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// Documents, `B`.
+    pub fn num_documents(&self) -> usize {
+        self.cu_seqlens.len().saturating_sub(1)
+    }
+
+    fn push(&mut self, row: &Row) {
+        let start = self.input_ids.len() as i64;
+        self.input_ids.extend(row.ids.iter().map(|id| i64::from(*id)));
+        self.positions.extend(0..row.ids.len() as i64);
+        self.cu_seqlens.push(self.input_ids.len() as i64);
+        for next in 1..row.ids.len() {
+            if row.mask[next] {
+                self.target_rows.push(start + next as i64 - 1);
+                self.target_ids.push(i64::from(row.ids[next]));
+            }
+        }
+    }
+}
+
+/// The data of one optimiser step.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Step {
+    /// At least one.
+    pub micro_batches: Vec<FlatBatch>,
+    /// Tokens to predict in the whole step: what the summed loss is divided by. At least 1.
+    pub num_targets: usize,
+    /// Tokens in the whole step.
+    pub num_tokens: usize,
+    /// Rows in the whole step.
+    pub num_rows: usize,
+}
+
+/// Makes steps of a data set.
+pub struct Batcher {
+    dataset: TokenDataset,
+    config: BatchConfig,
+    /// A row that was read but did not fit, and where it is.
+    held: Option<(Cursor, Row)>,
+}
+
+impl Batcher {
+    /// Starts at the data set's position. Sizes of 0 are taken as 1.
+    pub fn new(dataset: TokenDataset, config: BatchConfig) -> Self {
+        Self { dataset, config, held: None }
+    }
+
+    /// The data set.
+    pub fn dataset(&self) -> &TokenDataset {
+        &self.dataset
+    }
+
+    /// The position of the first row that no step has had yet.
+    pub fn cursor(&self) -> Cursor {
+        self.held.as_ref().map_or_else(|| self.dataset.cursor(), |(cursor, _)| *cursor)
+    }
+
+    /// Goes on from a position that [`Self::cursor`] gave: the steps after it are the same as if
+    /// nothing had been interrupted.
+    pub fn seek(&mut self, cursor: Cursor) -> Result<(), DatasetError> {
+        self.held = None;
+        self.dataset.seek(cursor)
+    }
+
+    /// The next step; `None` at the end of the data.
+    pub fn next_step(&mut self) -> Result<Option<Step>, DatasetError> {
+        let rows = self.next_rows()?;
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let lengths: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
+        let micro_batches: Vec<FlatBatch> = divide(&lengths, self.config.micro_batch_tokens)
+            .into_iter()
+            .map(|members| FlatBatch::new(members.into_iter().map(|index| &rows[index])))
+            .collect();
+        Ok(Some(Step {
+            num_targets: micro_batches.iter().map(|batch| batch.target_rows.len()).sum(),
+            num_tokens: lengths.iter().sum(),
+            num_rows: rows.len(),
+            micro_batches,
+        }))
+    }
+
+    /// How many steps the data gives from its beginning, by reading it through; `None` when it is
+    /// repeated without end.
+    pub fn count_steps(&self) -> Result<Option<u64>, DatasetError> {
+        if self.dataset.epochs().is_none() {
+            return Ok(None);
+        }
+        let mut batcher = Self::new(self.dataset.restarted(), self.config);
+        let mut steps = 0;
+        while !batcher.next_rows()?.is_empty() {
+            steps += 1;
+        }
+        Ok(Some(steps))
+    }
+
+    fn next_rows(&mut self) -> Result<Vec<Row>, DatasetError> {
+        let mut rows = Vec::new();
+        let mut tokens = 0;
+        loop {
+            if let BatchSize::Sequences(size) = self.config.size
+                && rows.len() >= size.max(1)
+            {
+                break;
+            }
+            let Some((cursor, row)) = self.take()? else { break };
+            if let BatchSize::Tokens(size) = self.config.size
+                && tokens + row.ids.len() > size
+                && !rows.is_empty()
+            {
+                self.held = Some((cursor, row));
+                break;
+            }
+            tokens += row.ids.len();
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+
+    /// The next row with something to predict, and its position.
+    fn take(&mut self) -> Result<Option<(Cursor, Row)>, DatasetError> {
+        if let Some(held) = self.held.take() {
+            return Ok(Some(held));
+        }
+        loop {
+            let cursor = self.dataset.cursor();
+            match self.dataset.next_row()? {
+                None => return Ok(None),
+                Some(row) if row.mask.iter().skip(1).any(|counts| *counts) => {
+                    return Ok(Some((cursor, row)));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+/// Divides rows into the fewest micro-batches that hold at most `limit` tokens each, evenly filled:
+/// longest row first, each to the emptiest one. Rows and micro-batches keep the order of the step.
+fn divide(lengths: &[usize], limit: usize) -> Vec<Vec<usize>> {
+    let mut by_length: Vec<usize> = (0..lengths.len()).collect();
+    by_length.sort_by_key(|&index| (std::cmp::Reverse(lengths[index]), index));
+    let total: usize = lengths.iter().sum();
+    let mut count = total.div_ceil(limit.max(1)).clamp(1, lengths.len());
+    loop {
+        let mut loads = vec![0; count];
+        let mut members: Vec<Vec<usize>> = vec![Vec::new(); count];
+        for &index in &by_length {
+            let emptiest = (0..count).min_by_key(|&bin| (loads[bin], bin)).unwrap_or(0);
+            loads[emptiest] += lengths[index];
+            members[emptiest].push(index);
+        }
+        let fits = (0..count).all(|bin| loads[bin] <= limit || members[bin].len() == 1);
+        if fits || count == lengths.len() {
+            for member in &mut members {
+                member.sort_unstable();
+            }
+            members.sort_unstable();
+            return members;
+        }
+        count += 1;
+    }
+}
