@@ -14,25 +14,26 @@ check_platform() {
 }
 
 check_rust() {
-    local tool version
+    local tool version install='curl --proto "=https" --tlsv1.2 -sSf https://sh.rustup.rs | sh'
     for tool in cargo rustc; do
         if ! command -v "$tool" >/dev/null 2>&1; then
             if [ -x "${HOME:-}/.cargo/bin/$tool" ]; then
                 echo "$tool is installed but not on PATH; add it with: . \"\$HOME/.cargo/env\""
             else
-                echo "$tool is missing; install Rust with: curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"
+                echo "$tool is missing; install Rust with: $install"
             fi
             return 1
         fi
     done
+    ! command -v rustup >/dev/null 2>&1 || install='rustup toolchain install'
     if ! version=$(rustc --version 2>/dev/null); then
-        echo "rustc does not run (the pinned toolchain is not installed); install it with: rustup toolchain install"
+        echo "rustc does not run (the pinned toolchain is not installed); install it with: $install"
         return 1
     fi
     version=${version#rustc }
     version=${version%% *}
     if [ "$(printf '%s\n' "$RUST_NEEDED" "$version" | sort -V | head -n 1)" != "$RUST_NEEDED" ]; then
-        echo "rustc is $version and temper needs $RUST_NEEDED or later; install it with: rustup toolchain install"
+        echo "rustc is $version and temper needs $RUST_NEEDED or later; install it with: $install"
         return 1
     fi
 }
