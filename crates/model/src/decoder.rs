@@ -1,11 +1,27 @@
 //! The decoder: embeddings, layers, final norm, and the language-model head.
 
-use crate::config::ModelConfig;
-use crate::error::Result;
+mod layer;
+mod linear;
+mod mlp;
+mod norm;
+mod rotary;
+#[cfg(test)]
+mod tests;
+
+use crate::config::{Dropout, ModelConfig};
+use crate::error::{Error, Result};
+use crate::layout::{Init, ModelLayout, layout};
 use crate::params::Params;
 use crate::precision::Precision;
+use crate::random::{Philox, stream_of};
+use crate::weights::{self, WeightFiles};
+use layer::Layer;
+use norm::Norm;
+use rotary::{Rotary, Rotation};
 use std::path::{Path, PathBuf};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
+use torch_ext::attention::{Seqlens, Varlen, varlen};
+use torch_ext::checkpoint::checkpoint;
 
 /// How a model is brought into memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +46,19 @@ impl Default for LoadOptions {
 pub struct Input {
     input_ids: Tensor,
     positions: Tensor,
+    seqlens: Seqlens,
+}
+
+impl Input {
+    /// Number of tokens `T`.
+    pub fn num_tokens(&self) -> i64 {
+        self.seqlens.total()
+    }
+
+    /// Where the documents begin and end.
+    pub fn seqlens(&self) -> &Seqlens {
+        &self.seqlens
+    }
 }
 
 /// A decoder-only transformer with its language-model head.
@@ -37,20 +66,46 @@ pub struct Input {
 pub struct Decoder {
     config: ModelConfig,
     params: Params,
+    embedding: Tensor,
+    position_embedding: Option<Tensor>,
+    rotary: Option<Rotary>,
+    layers: Vec<Layer>,
+    final_norm: Norm,
+    /// `[V, D]`; the embedding where tied.
+    head: Tensor,
+    training: bool,
+    checkpointing: bool,
 }
 
 impl Decoder {
     /// A new model from its config alone: normal with `initializer_range`, biases 0, norms 1, and for GPT-2 the
     /// projections into the residual stream divided by `sqrt(2 * n_layer)`, as Hugging Face does.
     ///
-    /// The weights depend on config and `seed` only, not on precision or device.
+    /// The weights depend on config and `seed` only, not on precision, device or number of threads.
     ///
     /// # Deviations
-    /// Hugging Face zeroes the embedding of `pad_token_id`; no row of a padding-free batch is padding, so it starts
-    /// as any other here.
+    /// Hugging Face zeroes the embedding of `pad_token_id` in the Llama family; no row of a padding-free batch is
+    /// padding, so it starts as any other here.
     pub fn init(config: &ModelConfig, seed: u64, options: &LoadOptions) -> Result<Self> {
-        let _ = (config, seed, options);
-        unimplemented!()
+        let layout = layout(config);
+        let mut params = allocate(&layout, options);
+        let mut values = Vec::new();
+        for (b, block) in layout.blocks.iter().enumerate() {
+            for (p, part) in block.parts.iter().enumerate() {
+                let value = match part.init {
+                    Init::Ones => Tensor::ones(&part.shape, (Kind::Float, Device::Cpu)),
+                    Init::Zeros => Tensor::zeros(&part.shape, (Kind::Float, Device::Cpu)),
+                    Init::Normal(std) => {
+                        values.resize(part.shape.iter().product::<i64>() as usize, 0.0);
+                        Philox::new(seed).fill_normal(stream_of(&part.name), std, &mut values);
+                        Tensor::f_from_slice(&values)?.view(part.shape.as_slice())
+                    }
+                };
+                params.fill(b, p, &value);
+            }
+        }
+        params.refresh_compute();
+        Ok(Self::assemble(config.clone(), &layout, params))
     }
 
     /// Reads `config.json` and the safetensors files of a Hugging Face directory.
@@ -59,20 +114,61 @@ impl Decoder {
     /// All problems of the config at once; all tensors that are missing, unexpected or of another shape at once;
     /// damaged files by name.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Self> {
-        let _ = (dir, options);
-        unimplemented!()
+        let config = ModelConfig::from_dir(dir)?;
+        let layout = layout(&config);
+        let files = WeightFiles::open(dir)?;
+        let mut params = allocate(&layout, options);
+        files.fill(dir, &config, &layout, &mut params)?;
+        Ok(Self::assemble(config, &layout, params))
+    }
+
+    fn assemble(config: ModelConfig, layout: &ModelLayout, params: Params) -> Self {
+        let embedding = params.leaf(layout.embedding);
+        let head = layout.lm_head.map_or_else(|| embedding.shallow_clone(), |id| params.leaf(id));
+        let layers = layout
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(index, blocks)| Layer::new(&params, &config, blocks, index))
+            .collect();
+        Self {
+            position_embedding: layout.position_embedding.map(|id| params.leaf(id)),
+            rotary: Rotary::new(&config, params.device()),
+            final_norm: Norm::new(&params, layout.final_norm, config.norm_eps),
+            embedding,
+            head,
+            layers,
+            config,
+            params,
+            training: false,
+            checkpointing: false,
+        }
     }
 
     /// Writes `config.json` and the weights in Hugging Face layout into `dir` (made where absent): `model.safetensors`,
     /// or shards of at most `max_shard_bytes` with an index. Returns the files written.
+    ///
+    /// The weights are the fp32 masters (compute copies of a frozen model) rounded once to `dtype`.
     pub fn save(&self, dir: &Path, dtype: Precision, max_shard_bytes: u64) -> Result<Vec<PathBuf>> {
-        let _ = (dir, dtype, max_shard_bytes);
-        unimplemented!()
+        fs_err::create_dir_all(dir)?;
+        let mut written = weights::write(dir, self.params.iter(), dtype, max_shard_bytes)?;
+        let config = self.config.to_hf_json(dtype);
+        let mut text = serde_json::to_vec_pretty(&config).map_err(std::io::Error::from)?;
+        text.push(b'\n');
+        let path = dir.join("config.json");
+        artifact::atomic::write_bytes(&path, &text)?;
+        written.push(path);
+        Ok(written)
     }
 
     /// The config.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Sets the special token ids that [`save`](Self::save) writes, for a model trained with another template.
+    pub fn set_token_ids(&mut self, bos: Option<i64>, eos: &[i64], pad: Option<i64>) {
+        self.config.set_token_ids(bos, eos, pad);
     }
 
     /// The parameters.
@@ -97,14 +193,20 @@ impl Decoder {
 
     /// Switches dropout on (if the config has any) or off; off at first.
     pub fn set_training(&mut self, training: bool) {
-        let _ = training;
-        unimplemented!()
+        self.training = training;
     }
 
-    /// Switches activation checkpointing of each layer on or off; off at first.
+    /// Replaces the config's dropout probabilities in this run; `config.json` keeps the source's.
+    pub fn set_dropout(&mut self, dropout: Dropout) {
+        self.config.dropout = dropout;
+        for layer in &mut self.layers {
+            layer.set_dropout(dropout);
+        }
+    }
+
+    /// Switches activation checkpointing of each layer on or off; off at first. Values and gradients stay the same.
     pub fn set_checkpointing(&mut self, checkpointing: bool) {
-        let _ = checkpointing;
-        unimplemented!()
+        self.checkpointing = checkpointing;
     }
 
     /// Checks a flat row of documents and brings it to the model's device.
@@ -116,25 +218,132 @@ impl Decoder {
     /// A token id outside the vocabulary, a position beyond `max_position_embeddings` (both numbers named), lengths that
     /// disagree.
     pub fn input(&self, ids: &[i64], positions: &[i64], cu_seqlens: &[i64]) -> Result<Input> {
-        let _ = (ids, positions, cu_seqlens);
-        unimplemented!()
+        self.check(ids, positions)?;
+        let seqlens = Seqlens::new(cu_seqlens.to_vec())?;
+        if seqlens.total() as usize != ids.len() {
+            let (total, len) = (seqlens.total(), ids.len());
+            return Err(Error::Input(format!(
+                "cu_seqlens ends at {total} but there are {len} ids"
+            )));
+        }
+        let device = self.device();
+        Ok(Input {
+            input_ids: Tensor::f_from_slice(ids)?.to_device(device),
+            positions: Tensor::f_from_slice(positions)?.to_device(device),
+            seqlens,
+        })
+    }
+
+    pub(crate) fn check(&self, ids: &[i64], positions: &[i64]) -> Result<()> {
+        let (vocab, max) = (self.config.vocab_size, self.config.max_position_embeddings);
+        if ids.len() != positions.len() {
+            let (ids, positions) = (ids.len(), positions.len());
+            return Err(Error::Input(format!("{ids} token ids but {positions} positions")));
+        }
+        if let Some((at, id)) = ids.iter().enumerate().find(|&(_, id)| !(0..vocab).contains(id)) {
+            return Err(Error::Input(format!(
+                "token id {id} (at {at}) is outside the model's vocabulary of {vocab}; was the data tokenised with \
+                 another tokenizer?"
+            )));
+        }
+        if let Some(position) = positions.iter().find(|&position| !(0..max).contains(position)) {
+            return Err(Error::Input(format!(
+                "position {position} is beyond the model's max_position_embeddings of {max}; use shorter sequences"
+            )));
+        }
+        Ok(())
     }
 
     /// Hidden states `[T, D]` after the final norm, in the compute precision.
     pub fn hidden(&self, input: &Input) -> Result<Tensor> {
-        let _ = (&input.input_ids, &input.positions);
-        unimplemented!()
+        let rotation = self.rotation(&input.positions);
+        let mut hidden = self.embed(&input.input_ids, &input.positions, self.training);
+        for layer in &self.layers {
+            hidden = if self.checkpointing {
+                self.checkpointed(layer, &hidden, rotation.as_ref(), &input.seqlens)?
+            } else {
+                let mut attend = |q: &Tensor, k: &Tensor, v: &Tensor, options: &Varlen| {
+                    Ok(varlen(q, k, v, &input.seqlens, options)?)
+                };
+                layer.forward(&hidden, rotation.as_ref(), self.training, &mut attend)?
+            };
+        }
+        self.final_norm.forward(&hidden)
+    }
+
+    fn checkpointed(
+        &self,
+        layer: &Layer,
+        hidden: &Tensor,
+        rotation: Option<&Rotation>,
+        seqlens: &Seqlens,
+    ) -> Result<Tensor> {
+        let (inner, training) = (layer.share(), self.training);
+        let (rotation, seqlens) = (rotation.map(Rotation::share), seqlens.clone());
+        let run = move |inputs: &[Tensor]| {
+            let mut attend = |q: &Tensor, k: &Tensor, v: &Tensor, options: &Varlen| {
+                Ok(varlen(q, k, v, &seqlens, options)?)
+            };
+            Ok(vec![inner.forward(&inputs[0], rotation.as_ref(), training, &mut attend)?])
+        };
+        let mut outputs = checkpoint(&[hidden], &layer.leaves(), run)?;
+        Ok(outputs.remove(0))
+    }
+
+    /// Hidden states `[T, D]` with attention given by the caller, for the key-value cache. No dropout.
+    ///
+    /// `attend` gets the layer's index and what [`Layer::forward`] hands to its own.
+    pub(crate) fn hidden_with(
+        &self,
+        input_ids: &Tensor,
+        positions: &Tensor,
+        mut attend: impl FnMut(usize, &Tensor, &Tensor, &Tensor, &Varlen) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let rotation = self.rotation(positions);
+        let mut hidden = self.embed(input_ids, positions, false);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let mut attend = |q: &Tensor, k: &Tensor, v: &Tensor, options: &Varlen| {
+                attend(index, q, k, v, options)
+            };
+            hidden = layer.forward(&hidden, rotation.as_ref(), false, &mut attend)?;
+        }
+        Ok(hidden)
+    }
+
+    /// The final norm, for callers of [`hidden_with`](Self::hidden_with) that need few of its rows.
+    pub(crate) fn normalise(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.final_norm.forward(hidden)
+    }
+
+    fn rotation(&self, positions: &Tensor) -> Option<Rotation> {
+        let kind = self.precision().kind();
+        self.rotary.as_ref().map(|rotary| rotary.rotation(positions, kind))
+    }
+
+    fn embed(&self, input_ids: &Tensor, positions: &Tensor, training: bool) -> Tensor {
+        let look_up = |table: &Tensor, ids| Tensor::embedding(table, ids, -1, false, false);
+        let mut hidden = look_up(&self.embedding, input_ids);
+        if let Some(table) = &self.position_embedding {
+            hidden = hidden + look_up(table, positions);
+        }
+        if training && self.config.dropout.embedding > 0.0 {
+            hidden = hidden.dropout(self.config.dropout.embedding, true);
+        }
+        hidden
     }
 
     /// Weight `[V, D]` and bias `[V]` of the language-model head, for a fused loss. The weight is the leaf that
     /// gradients go to (the embedding where tied).
     pub fn head(&self) -> (Tensor, Option<Tensor>) {
-        unimplemented!()
+        (self.head.shallow_clone(), None)
     }
 
     /// Logits `[.., V]` of hidden states `[.., D]`, in the compute precision.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        let _ = hidden;
-        unimplemented!()
+        hidden.linear(&self.head, None::<&Tensor>)
     }
+}
+
+fn allocate(layout: &ModelLayout, options: &LoadOptions) -> Params {
+    Params::allocate(&layout.blocks, options.device, options.precision, options.trainable)
 }

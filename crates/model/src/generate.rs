@@ -1,7 +1,15 @@
 //! Text generation with a key-value cache: ragged prompts without padding, rows that leave and enter as they go.
 
-use crate::decoder::Decoder;
-use crate::error::Result;
+mod cache;
+mod engine;
+mod sampling;
+#[cfg(test)]
+mod tests;
+mod text;
+
+pub use engine::Engine;
+
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
 
@@ -45,6 +53,33 @@ impl Sampling {
     /// The most probable token at each step.
     pub fn greedy() -> Self {
         Self { temperature: 0.0, ..Self::default() }
+    }
+
+    /// Whether the settings are in range.
+    ///
+    /// # Errors
+    /// Names the first setting that is not, its value and its range.
+    pub fn check(&self) -> Result<()> {
+        let fail = |name: &str, value: String, range: &str| {
+            Err(Error::Request(format!("`{name}` is {value}; it must be {range}")))
+        };
+        let (temperature, penalty) = (self.temperature, self.repetition_penalty);
+        if !(temperature.is_finite() && temperature >= 0.0) {
+            return fail("temperature", temperature.to_string(), "0 (greedy) or above");
+        }
+        if self.top_k == Some(0) {
+            return fail("top_k", "0".into(), "at least 1, or absent");
+        }
+        if let Some(p) = self.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
+            return fail("top_p", p.to_string(), "above 0 and at most 1");
+        }
+        if let Some(p) = self.min_p.filter(|p| !(0.0..=1.0).contains(p)) {
+            return fail("min_p", p.to_string(), "from 0 to 1");
+        }
+        if !(penalty.is_finite() && penalty > 0.0) {
+            return fail("repetition_penalty", penalty.to_string(), "above 0 (1 is off)");
+        }
+        Ok(())
     }
 }
 
@@ -124,39 +159,3 @@ pub struct Event<'a> {
 
 /// Called for every sampled token; `Break` ends that response.
 pub type OnToken<'a> = &'a mut dyn FnMut(Event<'_>) -> ControlFlow<()>;
-
-/// Generates for many prompts at once over one preallocated key-value cache.
-pub struct Engine<'a> {
-    decoder: &'a Decoder,
-    max_rows: usize,
-    max_len: usize,
-}
-
-impl<'a> Engine<'a> {
-    /// An engine of at most `max_rows` rows at a time, each of at most `max_len` tokens of prompt and response.
-    ///
-    /// # Errors
-    /// If either is 0 or `max_len` is beyond the model's `max_position_embeddings`.
-    pub fn new(decoder: &'a Decoder, max_rows: usize, max_len: usize) -> Result<Self> {
-        Ok(Self { decoder, max_rows, max_len })
-    }
-
-    /// Continues every request; the results are in the order of the requests.
-    ///
-    /// More requests than rows wait for a row to become free. The cache memory stays with the engine between calls.
-    /// Runs without gradients and without dropout, whatever the decoder's mode.
-    ///
-    /// # Errors
-    /// Names the request for an empty prompt, a prompt that fills the context, a token outside the vocabulary or
-    /// settings out of range; nothing has been generated then.
-    pub fn generate(
-        &mut self,
-        requests: &[Request],
-        stop: &StopRules,
-        text: Option<NewTextDecoder<'_>>,
-        on_token: Option<OnToken<'_>>,
-    ) -> Result<Vec<Generated>> {
-        let _ = (self.decoder, self.max_rows, self.max_len, requests, stop, text, on_token);
-        unimplemented!()
-    }
-}

@@ -18,6 +18,7 @@ pub mod generate;
 mod layout;
 mod params;
 mod precision;
+mod random;
 pub mod weights;
 
 pub use config::{Architecture, ModelConfig};

@@ -1,1 +1,32 @@
 //! Hugging Face weight files: safetensors, one file or shards with an index, memory-mapped.
+
+mod read;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub use read::WeightFiles;
+pub use write::write;
+
+use crate::config::Architecture;
+
+/// The names under which a file may hold the tensor that is canonically called `name`: as saved by the causal-LM class,
+/// or by the base class, which leaves the prefix away.
+pub(crate) fn aliases(name: &str, architecture: Architecture) -> [&str; 2] {
+    [name, name.strip_prefix(base_prefix(architecture)).unwrap_or(name)]
+}
+
+fn base_prefix(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::Gpt2 => "transformer.",
+        _ => "model.",
+    }
+}
+
+/// Whether a tensor in a file is a buffer that older versions of transformers saved and that carries no weight: causal
+/// masks of GPT-2 and rotary frequencies.
+pub(crate) fn is_buffer(name: &str, shape: &[usize]) -> bool {
+    name.ends_with(".attn.masked_bias")
+        || (name.ends_with(".attn.bias") && shape.len() == 4)
+        || name.ends_with(".rotary_emb.inv_freq")
+}

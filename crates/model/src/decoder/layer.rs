@@ -1,0 +1,148 @@
+//! One transformer layer over flat rows.
+
+use super::linear::{Linear, WeightLayout};
+use super::mlp::Mlp;
+use super::norm::Norm;
+use super::rotary::Rotation;
+use crate::config::{Architecture, Dropout, ModelConfig};
+use crate::error::Result;
+use crate::layout::{Affine, LayerLayout};
+use crate::params::Params;
+use tch::Tensor;
+use torch_ext::attention::Varlen;
+
+/// What attends: from query `[T, H, E]`, key and value `[T, Hkv, E]` to `[T, H, E]`.
+pub(crate) type Attend<'a> =
+    &'a mut dyn FnMut(&Tensor, &Tensor, &Tensor, &Varlen) -> Result<Tensor>;
+
+/// Attention and MLP, each behind a norm and added to the residual stream.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    attention_norm: Norm,
+    qkv: Linear,
+    /// Norms of each head's query and key (Qwen3).
+    head_norms: Option<[Norm; 2]>,
+    attention_out: Linear,
+    mlp_norm: Norm,
+    mlp: Mlp,
+    heads: i64,
+    kv_heads: i64,
+    head_dim: i64,
+    attention: Varlen,
+    residual_dropout: f64,
+}
+
+impl Layer {
+    pub(crate) fn new(
+        params: &Params,
+        config: &ModelConfig,
+        layout: &LayerLayout,
+        index: usize,
+    ) -> Self {
+        let gpt2 = config.architecture == Architecture::Gpt2;
+        let stored = if gpt2 { WeightLayout::InOut } else { WeightLayout::OutIn };
+        let linear = |affine| Linear::new(params, affine, stored);
+        let norm = |affine| Norm::new(params, affine, config.norm_eps);
+        let head_norm = |block| norm(Affine { weight: block, bias: None });
+        Self {
+            attention_norm: norm(layout.attention_norm),
+            qkv: linear(layout.qkv),
+            head_norms: layout.q_norm.zip(layout.k_norm).map(|(q, k)| [head_norm(q), head_norm(k)]),
+            attention_out: linear(layout.attention_out),
+            mlp_norm: norm(layout.mlp_norm),
+            mlp: Mlp {
+                input: linear(layout.mlp_in),
+                output: linear(layout.mlp_out),
+                activation: config.activation,
+                gated: !gpt2,
+            },
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            attention: Varlen {
+                scale: Some(config.attention_scales[index]),
+                sliding_window: config.sliding_windows[index],
+                dropout_p: config.dropout.attention,
+            },
+            residual_dropout: config.dropout.residual,
+        }
+    }
+
+    /// A handle on the same tensors.
+    pub(crate) fn share(&self) -> Self {
+        Self {
+            attention_norm: self.attention_norm.share(),
+            qkv: self.qkv.share(),
+            head_norms: self.head_norms.as_ref().map(|[q, k]| [q.share(), k.share()]),
+            attention_out: self.attention_out.share(),
+            mlp_norm: self.mlp_norm.share(),
+            mlp: self.mlp.share(),
+            ..*self
+        }
+    }
+
+    pub(crate) fn set_dropout(&mut self, dropout: Dropout) {
+        self.attention.dropout_p = dropout.attention;
+        self.residual_dropout = dropout.residual;
+    }
+
+    /// The leaves that gradients go to.
+    pub(crate) fn leaves(&self) -> Vec<&Tensor> {
+        let mut all: Vec<&Tensor> = Vec::new();
+        all.extend(self.attention_norm.leaves());
+        all.extend(self.qkv.leaves());
+        all.extend(self.head_norms.iter().flatten().flat_map(Norm::leaves));
+        all.extend(self.attention_out.leaves());
+        all.extend(self.mlp_norm.leaves());
+        all.extend(self.mlp.input.leaves());
+        all.extend(self.mlp.output.leaves());
+        all
+    }
+
+    /// `hidden [T, D]` to `[T, D]`. `training` switches dropout on.
+    pub(crate) fn forward(
+        &self,
+        hidden: &Tensor,
+        rotation: Option<&Rotation>,
+        training: bool,
+        attend: Attend<'_>,
+    ) -> Result<Tensor> {
+        let normed = self.attention_norm.forward(hidden)?;
+        let [q, k, v] = self.query_key_value(&normed, rotation)?;
+        let dropout_p = if training { self.attention.dropout_p } else { 0.0 };
+        let attended = attend(&q, &k, &v, &Varlen { dropout_p, ..self.attention })?;
+        let attended = attended.reshape([-1, self.heads * self.head_dim]);
+        let hidden = self.add_to(hidden, &self.attention_out, &attended, training);
+        let inner = self.mlp.inner(&self.mlp_norm.forward(&hidden)?)?;
+        Ok(self.add_to(&hidden, &self.mlp.output, &inner, training))
+    }
+
+    fn query_key_value(&self, normed: &Tensor, rotation: Option<&Rotation>) -> Result<[Tensor; 3]> {
+        let (heads, kv_heads, size) = (self.heads, self.kv_heads, self.head_dim);
+        let qkv = self.qkv.forward(normed);
+        if let (Some(rotation), None) = (rotation, &self.head_norms) {
+            return rotation.split(&qkv, heads, kv_heads, size);
+        }
+        let tokens = qkv.size()[0];
+        let parts = qkv
+            .view([tokens, heads + 2 * kv_heads, size])
+            .split_with_sizes([heads, kv_heads, kv_heads], 1);
+        let [mut q, mut k, v]: [Tensor; 3] = parts
+            .try_into()
+            .map_err(|_| crate::Error::Input("split of query, key, value".into()))?;
+        if let Some([q_norm, k_norm]) = &self.head_norms {
+            (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
+        }
+        if let Some(rotation) = rotation {
+            (q, k) = (rotation.rotate(&q)?, rotation.rotate(&k)?);
+        }
+        Ok([q, k, v])
+    }
+
+    fn add_to(&self, hidden: &Tensor, linear: &Linear, x: &Tensor, training: bool) -> Tensor {
+        if training && self.residual_dropout > 0.0 {
+            return linear.forward(x).dropout(self.residual_dropout, true) + hidden;
+        }
+        linear.forward_onto(hidden, x)
+    }
+}

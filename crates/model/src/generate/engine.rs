@@ -1,0 +1,376 @@
+//! The loop: prompts enter free slots, every row gets a token a step, finished rows leave.
+
+use super::cache::Cache;
+use super::sampling::{Chosen, Seen, Settings};
+use super::text::Text;
+use super::{Event, Finish, Generated, NewTextDecoder, OnToken, Request, StopRules};
+use crate::decoder::Decoder;
+use crate::error::{Error, Result};
+use std::collections::VecDeque;
+use tch::{Device, Kind, Tensor, no_grad};
+use torch_ext::attention::{Seqlens, varlen};
+
+/// Prompt tokens that enter in one forward pass, unless a single prompt has more.
+const PREFILL_TOKENS: usize = 8192;
+
+/// Generates for many prompts at once over one preallocated key-value cache.
+///
+/// New prompts go through the model as one flat row without padding; then every active row gets one token a step. A row
+/// that ends leaves its slot to the next request, or to the last active row, so that no other row is copied.
+#[derive(Debug)]
+pub struct Engine<'a> {
+    decoder: &'a Decoder,
+    max_rows: usize,
+    max_len: usize,
+    cache: Option<Cache>,
+}
+
+impl<'a> Engine<'a> {
+    /// An engine of at most `max_rows` rows at a time, each of at most `max_len` tokens of prompt and response.
+    ///
+    /// Memory for the cache is taken by the first [`generate`](Self::generate), as much as its requests need.
+    ///
+    /// # Errors
+    /// If either is 0 or `max_len` is beyond the model's `max_position_embeddings`.
+    pub fn new(decoder: &'a Decoder, max_rows: usize, max_len: usize) -> Result<Self> {
+        let positions = decoder.config().max_position_embeddings as usize;
+        if max_rows == 0 || max_len == 0 {
+            return Err(Error::Request("an engine needs at least one row and one token".into()));
+        }
+        if max_len > positions {
+            return Err(Error::Request(format!(
+                "a context of {max_len} tokens is beyond the model's max_position_embeddings of {positions}"
+            )));
+        }
+        Ok(Self { decoder, max_rows, max_len, cache: None })
+    }
+
+    /// Continues every request; the results are in the order of the requests.
+    ///
+    /// More requests than rows wait for a row to become free. The cache memory stays with the engine between calls.
+    /// Runs without gradients and without dropout, whatever the decoder's mode.
+    ///
+    /// A response depends on its request and the weights. What shares its batch changes the logits by rounding only,
+    /// and the random numbers not at all.
+    ///
+    /// # Errors
+    /// Names the request for an empty prompt, a prompt that fills the context, a token outside the vocabulary or
+    /// settings out of range; nothing has been generated then. Logits that are not finite end the run.
+    pub fn generate(
+        &mut self,
+        requests: &[Request],
+        stop: &StopRules,
+        text: Option<NewTextDecoder<'_>>,
+        on_token: Option<OnToken<'_>>,
+    ) -> Result<Vec<Generated>> {
+        self.check(requests, stop, text.is_some())?;
+        let total = |r: &Request| self.max_len.min(r.ids.len() + r.max_new_tokens);
+        let longest = requests.iter().map(total).max().unwrap_or(0);
+        let slots = self.max_rows.min(requests.len());
+        let config = self.decoder.config();
+        let like = (self.decoder.precision().kind(), self.decoder.device());
+        let cache = match self.cache.take() {
+            Some(cache) if cache.fits(slots, longest) => cache,
+            _ => Cache::new(config, slots, longest, like.0, like.1),
+        };
+        let penalised = requests.iter().any(|r| r.sampling.repetition_penalty != 1.0);
+        let mut run = Run {
+            decoder: self.decoder,
+            max_rows: self.max_rows,
+            max_len: self.max_len,
+            like,
+            requests,
+            stop,
+            new_text: text,
+            on_token,
+            cache,
+            seen: penalised.then(|| Seen::new(slots, config.vocab_size, like.1)),
+            settings: None,
+            waiting: (0..requests.len()).collect(),
+            rows: Vec::new(),
+            results: requests.iter().map(|_| None).collect(),
+        };
+        no_grad(|| run.run())?;
+        let Run { results, cache, .. } = run;
+        self.cache = Some(cache);
+        Ok(results.into_iter().flatten().collect())
+    }
+
+    fn check(&self, requests: &[Request], stop: &StopRules, has_text: bool) -> Result<()> {
+        if stop.strings.iter().any(String::is_empty) {
+            return Err(Error::Request("a stop string is empty; leave it out".into()));
+        }
+        if !stop.strings.is_empty() && !has_text {
+            return Err(Error::Request("stop strings need a text decoder".into()));
+        }
+        let vocab = self.decoder.config().vocab_size;
+        for (i, request) in requests.iter().enumerate() {
+            let fail = |problem: String| Err(Error::Request(format!("request {i}: {problem}")));
+            if let Err(error) = request.sampling.check() {
+                return fail(error.to_string());
+            }
+            let (len, max) = (request.ids.len(), self.max_len);
+            if len == 0 {
+                return fail("the prompt is empty; give it at least one token".into());
+            }
+            if len >= max {
+                return fail(format!(
+                    "the prompt of {len} tokens leaves no room for a response in a context of {max} tokens"
+                ));
+            }
+            if let Some(id) = request.ids.iter().find(|id| !(0..vocab).contains(*id)) {
+                return fail(format!(
+                    "token id {id} is outside the model's vocabulary of {vocab}; is this the model's tokenizer?"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A row being generated; its index is its slot.
+struct Row {
+    request: usize,
+    /// Tokens in the cache.
+    cached: usize,
+    /// At most so many response tokens.
+    limit: usize,
+    ids: Vec<i64>,
+    logprobs: Vec<f32>,
+    text: Option<Text>,
+    finish: Option<Finish>,
+}
+
+/// One call of [`Engine::generate`].
+struct Run<'a, 'b> {
+    decoder: &'a Decoder,
+    max_rows: usize,
+    max_len: usize,
+    like: (Kind, Device),
+    requests: &'a [Request],
+    stop: &'a StopRules,
+    new_text: Option<NewTextDecoder<'a>>,
+    on_token: Option<OnToken<'b>>,
+    cache: Cache,
+    seen: Option<Seen>,
+    /// For the present rows; made anew when they change.
+    settings: Option<Settings>,
+    waiting: VecDeque<usize>,
+    rows: Vec<Row>,
+    results: Vec<Option<Generated>>,
+}
+
+impl Run<'_, '_> {
+    fn run(&mut self) -> Result<()> {
+        loop {
+            while self.admit()? {}
+            self.close_gaps();
+            if self.rows.is_empty() {
+                return Ok(());
+            }
+            self.step()?;
+        }
+    }
+
+    /// Lets waiting requests into free slots, as many as one forward pass takes. False if none entered.
+    fn admit(&mut self) -> Result<bool> {
+        let mut free: VecDeque<usize> = (0..self.rows.len())
+            .filter(|&slot| self.rows[slot].finish.is_some())
+            .chain(self.rows.len()..self.max_rows)
+            .collect();
+        let mut entering = Vec::new();
+        let mut tokens = 0;
+        while let (Some(&slot), Some(&request)) = (free.front(), self.waiting.front()) {
+            let prompt = self.requests[request].ids.len();
+            if tokens > 0 && tokens + prompt > PREFILL_TOKENS {
+                break;
+            }
+            tokens += prompt;
+            (free.pop_front(), self.waiting.pop_front());
+            let row = self.new_row(request);
+            if row.limit == 0 {
+                self.results[request] = Some(row.into_result(self.stop));
+                free.push_front(slot);
+                tokens -= prompt;
+                continue;
+            }
+            if let Some(seen) = &self.seen {
+                seen.start(slot, &self.requests[request].ids);
+            }
+            if slot < self.rows.len() {
+                let old = std::mem::replace(&mut self.rows[slot], row);
+                let done = old.request;
+                self.results[done] = Some(old.into_result(self.stop));
+            } else {
+                self.rows.push(row);
+            }
+            entering.push(slot);
+        }
+        if entering.is_empty() {
+            return Ok(false);
+        }
+        self.settings = None;
+        self.prefill(&entering)?;
+        Ok(true)
+    }
+
+    fn new_row(&self, request: usize) -> Row {
+        let Request { ids, max_new_tokens, .. } = &self.requests[request];
+        Row {
+            request,
+            cached: ids.len(),
+            limit: (*max_new_tokens).min(self.max_len - ids.len()),
+            ids: Vec::new(),
+            logprobs: Vec::new(),
+            text: self.new_text.map(|new| Text::new(new())),
+            finish: None,
+        }
+    }
+
+    /// Brings the prompts of new rows into the cache, as one flat row, and samples their first tokens.
+    fn prefill(&mut self, slots: &[usize]) -> Result<()> {
+        let (mut ids, mut positions, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        let mut cu = vec![0];
+        for &slot in slots {
+            let prompt = &self.requests[self.rows[slot].request].ids;
+            ids.extend_from_slice(prompt);
+            positions.extend(0..prompt.len() as i64);
+            places.extend((0..prompt.len()).map(|position| self.cache.place(slot, position)));
+            cu.push(ids.len() as i64);
+        }
+        let last: Vec<i64> = cu[1..].iter().map(|end| end - 1).collect();
+        let seqlens = Seqlens::new(cu)?;
+        let [ids, positions, places, last] = [ids, positions, places, last]
+            .map(|list| Tensor::from_slice(&list).to_device(self.like.1));
+        let hidden = self.decoder.hidden_with(&ids, &positions, |layer, q, k, v, options| {
+            self.cache.store(layer, &places, k, v);
+            Ok(varlen(q, k, v, &seqlens, options)?)
+        })?;
+        let hidden = self.decoder.normalise(&hidden.index_select(0, &last))?;
+        let logits = self.decoder.logits(&hidden);
+        let sampling: Vec<_> =
+            slots.iter().map(|&slot| &self.requests[self.rows[slot].request].sampling).collect();
+        let settings = Settings::new(&sampling, logits.size()[1], self.like.1);
+        let indices: Vec<i64> = slots.iter().map(|&slot| slot as i64).collect();
+        let seen = self.seen.as_ref().map(|seen| seen.slots(&indices));
+        let chosen = settings.choose(&logits, seen.as_ref(), &vec![0; slots.len()])?;
+        self.accept(slots, &chosen)
+    }
+
+    /// One token for every row.
+    fn step(&mut self) -> Result<()> {
+        let lengths: Vec<usize> = self.rows.iter().map(|row| row.cached).collect();
+        let steps: Vec<usize> = self.rows.iter().map(|row| row.ids.len()).collect();
+        let newest: Vec<i64> = self.rows.iter().filter_map(|row| row.ids.last().copied()).collect();
+        if let Some(seen) = &self.seen {
+            seen.add(&newest);
+        }
+        let positions: Vec<i64> = lengths.iter().map(|&len| len as i64).collect();
+        let [ids, positions] =
+            [newest, positions].map(|list| Tensor::from_slice(&list).to_device(self.like.1));
+        let reach = self.cache.reach(self.decoder.config(), &lengths, self.like);
+        let hidden = self.decoder.hidden_with(&ids, &positions, |layer, q, k, v, options| {
+            self.cache.attend(layer, &reach, [q, k, v], options)
+        })?;
+        let logits = self.decoder.logits(&self.decoder.normalise(&hidden)?);
+        for row in &mut self.rows {
+            row.cached += 1;
+        }
+        let settings = self.settings.take().unwrap_or_else(|| {
+            let rows: Vec<_> =
+                self.rows.iter().map(|row| &self.requests[row.request].sampling).collect();
+            Settings::new(&rows, logits.size()[1], self.like.1)
+        });
+        let seen = self.seen.as_ref().map(|seen| seen.rows(self.rows.len() as i64));
+        let chosen = settings.choose(&logits, seen.as_ref(), &steps)?;
+        self.settings = Some(settings);
+        self.accept(&(0..self.rows.len()).collect::<Vec<_>>(), &chosen)
+    }
+
+    /// Gives each slot its token, and marks the rows that end with it.
+    fn accept(&mut self, slots: &[usize], chosen: &Chosen) -> Result<()> {
+        for (i, &slot) in slots.iter().enumerate() {
+            let (id, logprob) = (chosen.ids[i], chosen.logprobs[i]);
+            let row = &mut self.rows[slot];
+            if !logprob.is_finite() {
+                return Err(Error::Request(format!(
+                    "request {}: the model's logits are not finite at response token {}; its weights are damaged or \
+                     its precision is too low",
+                    row.request,
+                    row.ids.len()
+                )));
+            }
+            row.take(id, logprob, self.stop);
+            if let Some(on_token) = &mut self.on_token {
+                let (request, finish) = (row.request, row.finish);
+                let text = match &mut row.text {
+                    Some(text) => text.take_shown(&self.stop.strings, finish.is_some()),
+                    None => "",
+                };
+                let flow = on_token(Event { request, id, logprob, text, finish });
+                if flow.is_break() && row.finish.is_none() {
+                    row.finish = Some(Finish::Cancelled);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes finished rows out and moves the last rows into their slots.
+    fn close_gaps(&mut self) {
+        for slot in (0..self.rows.len()).rev() {
+            if self.rows[slot].finish.is_none() {
+                continue;
+            }
+            let last = self.rows.len() - 1;
+            if slot < last {
+                self.cache.copy_slot(last, slot, self.rows[last].cached);
+                if let Some(seen) = &self.seen {
+                    seen.copy_slot(last, slot);
+                }
+            }
+            let row = self.rows.swap_remove(slot);
+            let request = row.request;
+            self.results[request] = Some(row.into_result(self.stop));
+            self.settings = None;
+        }
+    }
+}
+
+impl Row {
+    /// Appends a token and decides whether the row ends.
+    fn take(&mut self, id: i64, logprob: f32, stop: &StopRules) {
+        self.ids.push(id);
+        self.logprobs.push(logprob);
+        let by_id = stop.ids.contains(&id);
+        let by_string = match &mut self.text {
+            Some(text) if !by_id => text.push(id, &stop.strings),
+            _ => false,
+        };
+        if by_id || by_string {
+            self.finish = Some(Finish::Stop);
+        } else if self.ids.len() == self.limit {
+            self.finish = Some(Finish::Length);
+        }
+        // What the decoder held back may be text; after a stop string it is not wanted.
+        if self.finish.is_some()
+            && !by_string
+            && let Some(text) = &mut self.text
+            && text.finish(&stop.strings)
+        {
+            self.finish = Some(Finish::Stop);
+        }
+    }
+
+    fn into_result(self, stop: &StopRules) -> Generated {
+        let cancelled = self.finish == Some(Finish::Cancelled);
+        let text = self.text.map(|mut text| {
+            if cancelled {
+                text.finish(&stop.strings);
+            }
+            text.into_string()
+        });
+        let finish = self.finish.unwrap_or(Finish::Length);
+        Generated { ids: self.ids, text, logprobs: self.logprobs, finish }
+    }
+}

@@ -1,0 +1,192 @@
+//! Choosing the next token of every row in one pass over `[R, V]` logits.
+
+use super::Sampling;
+use crate::error::Result;
+use crate::random::Philox;
+use tch::{Device, Kind, Tensor};
+
+/// The settings of all rows, as tensors beside the logits.
+#[derive(Debug)]
+pub(super) struct Settings {
+    seeds: Vec<u64>,
+    /// `[R, 1]`; 1 for greedy rows.
+    temperature: Tensor,
+    /// `[R]` bool, true for greedy rows; `None` where no row is.
+    greedy: Option<Tensor>,
+    all_greedy: bool,
+    /// The largest k of any row, and each row's: `[R, 1]` i64, 0 for none.
+    top_k: Option<(i64, Tensor)>,
+    /// `[R, 1]`, above 1 for none.
+    top_p: Option<Tensor>,
+    /// Natural logarithm of each row's, `[R, 1]`, minus infinity for none.
+    log_min_p: Option<Tensor>,
+    /// `[R, 1]`, 1 for none.
+    penalty: Option<Tensor>,
+}
+
+/// The chosen tokens.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    pub(super) ids: Vec<i64>,
+    pub(super) logprobs: Vec<f32>,
+}
+
+impl Settings {
+    /// For rows with these settings, over a vocabulary of `vocab`.
+    pub(super) fn new(rows: &[&Sampling], vocab: i64, device: Device) -> Self {
+        let count = rows.len() as i64;
+        let column = |of: &dyn Fn(&Sampling) -> f32| {
+            let values: Vec<f32> = rows.iter().map(|row| of(row)).collect();
+            Tensor::from_slice(&values).view([count, 1]).to_device(device)
+        };
+        let is_greedy = |row: &&Sampling| row.temperature == 0.0;
+        let sampled = || rows.iter().filter(|row| !is_greedy(row));
+        let greedy: Vec<bool> = rows.iter().map(is_greedy).collect();
+        let k = |row: &Sampling| row.top_k.map_or(0, |k| (k as i64).min(vocab));
+        let top_k = sampled().any(|row| row.top_k.is_some()).then(|| {
+            let ks: Vec<i64> = rows.iter().map(|row| k(row)).collect();
+            let most = ks.iter().copied().max().unwrap_or(1);
+            (most, Tensor::from_slice(&ks).view([count, 1]).to_device(device))
+        });
+        Self {
+            seeds: rows.iter().map(|row| row.seed).collect(),
+            temperature: column(&|row| {
+                if is_greedy(&row) { 1.0 } else { row.temperature as f32 }
+            }),
+            all_greedy: greedy.iter().all(|&g| g),
+            greedy: greedy
+                .iter()
+                .any(|&g| g)
+                .then(|| Tensor::from_slice(&greedy).to_device(device)),
+            top_k,
+            top_p: sampled()
+                .any(|row| row.top_p.is_some_and(|p| p < 1.0))
+                .then(|| column(&|row| row.top_p.filter(|p| *p < 1.0).unwrap_or(2.0) as f32)),
+            log_min_p: sampled()
+                .any(|row| row.min_p.is_some_and(|p| p > 0.0))
+                .then(|| column(&|row| row.min_p.unwrap_or(0.0).ln() as f32)),
+            penalty: rows
+                .iter()
+                .any(|row| row.repetition_penalty != 1.0)
+                .then(|| column(&|row| row.repetition_penalty as f32)),
+        }
+    }
+
+    /// Chooses one token a row.
+    ///
+    /// `logits [R, V]` of any float kind; `seen [R, V]` bool marks tokens for the repetition penalty, needed only where a
+    /// row has one; `steps` is each row's number of tokens sampled before.
+    pub(super) fn choose(
+        &self,
+        logits: &Tensor,
+        seen: Option<&Tensor>,
+        steps: &[usize],
+    ) -> Result<Chosen> {
+        let raw = logits.to_kind(Kind::Float);
+        let penalised = match (&self.penalty, seen) {
+            (Some(penalty), Some(seen)) => penalise(&raw, penalty, seen),
+            _ => raw.shallow_clone(),
+        };
+        let ids = if self.all_greedy {
+            penalised.argmax(-1, false)
+        } else {
+            let sampled = self.sample(&penalised, steps);
+            match &self.greedy {
+                Some(greedy) => penalised.argmax(-1, false).where_self(greedy, &sampled),
+                None => sampled,
+            }
+        };
+        let scaled = &raw / &self.temperature;
+        let chosen = scaled.gather(-1, &ids.unsqueeze(-1), false).squeeze_dim(-1);
+        let logprobs = chosen - scaled.logsumexp(-1, false);
+        Ok(Chosen { ids: Vec::try_from(&ids)?, logprobs: Vec::try_from(&logprobs)? })
+    }
+
+    fn sample(&self, logits: &Tensor, steps: &[usize]) -> Tensor {
+        let scores = self.keep(logits / &self.temperature);
+        // Inverse of the cumulative distribution in the order of ids: the same for a row in any batch.
+        let cumulative = scores.softmax(-1, Kind::Float).cumsum(-1, Kind::Double);
+        let uniforms: Vec<f64> = self
+            .seeds
+            .iter()
+            .zip(steps)
+            .map(|(&seed, &step)| Philox::new(seed).uniform(0, step as u64))
+            .collect();
+        let uniforms = Tensor::from_slice(&uniforms).view([-1, 1]).to_device(scores.device());
+        let target = uniforms * cumulative.slice(-1, -1, None, 1);
+        let last = scores.size()[1] - 1;
+        target
+            .searchsorted(&cumulative, false, true, "right", None::<Tensor>)
+            .clamp_max(last)
+            .squeeze_dim(-1)
+    }
+
+    /// Sets the scores of tokens that top-k, top-p and min-p take away to minus infinity.
+    fn keep(&self, mut scores: Tensor) -> Tensor {
+        if let Some((most, k)) = &self.top_k {
+            let (highest, _) = scores.topk(*most, -1, true, true);
+            let kth = highest.gather(-1, &(k - 1).clamp_min(0), false);
+            let kth = kth.masked_fill(&k.eq(0), f64::NEG_INFINITY);
+            let _ = scores.masked_fill_(&scores.lt_tensor(&kth), f64::NEG_INFINITY);
+        }
+        if let Some(p) = &self.top_p {
+            let (sorted, ids) = scores.sort_stable(true, -1, true);
+            let probabilities = sorted.softmax(-1, Kind::Float);
+            // Mass of all more probable tokens: a token goes if they have reached p without it.
+            let above = probabilities.cumsum(-1, Kind::Float) - &probabilities;
+            let gone = above.ge_tensor(p);
+            let gone = gone.zeros_like().scatter(-1, &ids, &gone);
+            let _ = scores.masked_fill_(&gone, f64::NEG_INFINITY);
+        }
+        if let Some(log_min_p) = &self.log_min_p {
+            let least = scores.amax([-1], true) + log_min_p;
+            let _ = scores.masked_fill_(&scores.lt_tensor(&least), f64::NEG_INFINITY);
+        }
+        scores
+    }
+}
+
+/// Paper: Keskar et al. 2019, arXiv:1909.05858, section 4.1, with the sign rule of Hugging Face: negative logits are
+/// multiplied, positive ones divided.
+fn penalise(logits: &Tensor, penalty: &Tensor, seen: &Tensor) -> Tensor {
+    let lowered = (logits * penalty).where_self(&logits.lt(0.0), &(logits / penalty));
+    lowered.where_self(seen, logits)
+}
+
+/// Which tokens each slot has seen, for the repetition penalty.
+#[derive(Debug)]
+pub(super) struct Seen(Tensor);
+
+impl Seen {
+    pub(super) fn new(slots: usize, vocab: i64, device: Device) -> Self {
+        Self(Tensor::zeros([slots as i64, vocab], (Kind::Bool, device)))
+    }
+
+    /// Starts a slot with a prompt.
+    pub(super) fn start(&self, slot: usize, prompt: &[i64]) {
+        let mut row = self.0.get(slot as i64);
+        let _ = row.zero_();
+        let ids = Tensor::from_slice(prompt).to_device(row.device());
+        let _ = row.index_fill_(0, &ids, 1);
+    }
+
+    /// Adds one token to each of the first slots.
+    pub(super) fn add(&self, ids: &[i64]) {
+        let ids = Tensor::from_slice(ids).view([-1, 1]).to_device(self.0.device());
+        let _ = self.rows(ids.size()[0]).scatter_value_(-1, &ids, 1);
+    }
+
+    pub(super) fn copy_slot(&self, from: usize, to: usize) {
+        self.0.get(to as i64).copy_(&self.0.get(from as i64));
+    }
+
+    /// The first `rows` slots.
+    pub(super) fn rows(&self, rows: i64) -> Tensor {
+        self.0.narrow(0, 0, rows)
+    }
+
+    /// Some slots.
+    pub(super) fn slots(&self, slots: &[i64]) -> Tensor {
+        self.0.index_select(0, &Tensor::from_slice(slots).to_device(self.0.device()))
+    }
+}

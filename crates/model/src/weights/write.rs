@@ -1,0 +1,155 @@
+//! Writing, one tensor in memory at a time.
+
+use crate::error::Result;
+use crate::precision::Precision;
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
+use serde_json::{Map, Value, json};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use tch::{Device, Tensor};
+
+/// A tensor of a file to be written: its name, where its values are, and its shape.
+struct Entry<'a> {
+    name: &'a str,
+    tensor: &'a Tensor,
+    bytes: u64,
+}
+
+/// Writes tensors as safetensors into `dir`, which must exist: `model.safetensors` if they fit `max_shard_bytes`,
+/// else `model-00001-of-0000N.safetensors` and so on with `model.safetensors.index.json`. A tensor larger than that has
+/// a shard to itself. Each file appears whole or not at all. Files of an earlier save that this one does not replace are
+/// removed. Returns the paths written.
+///
+/// # Errors
+/// The file system's, naming the file.
+pub fn write<'a>(
+    dir: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, Tensor)>,
+    dtype: Precision,
+    max_shard_bytes: u64,
+) -> Result<Vec<PathBuf>> {
+    let tensors: Vec<(&str, Tensor)> = tensors.into_iter().collect();
+    let entries = tensors.iter().map(|(name, tensor)| Entry {
+        name,
+        tensor,
+        bytes: (tensor.numel() * dtype.size()) as u64,
+    });
+    let mut shards: Vec<Vec<Entry<'_>>> = vec![Vec::new()];
+    let mut filled = 0;
+    for entry in entries {
+        let last = shards.len() - 1;
+        if filled + entry.bytes > max_shard_bytes && !shards[last].is_empty() {
+            shards.push(Vec::new());
+            filled = 0;
+        }
+        filled += entry.bytes;
+        let last = shards.len() - 1;
+        shards[last].push(entry);
+    }
+    let names = shard_names(shards.len());
+    let mut written = Vec::new();
+    for (shard, name) in shards.iter().zip(&names) {
+        let path = dir.join(name);
+        write_file(&path, shard, dtype)?;
+        written.push(path);
+    }
+    if shards.len() > 1 {
+        written.push(write_index(dir, &shards, &names)?);
+    }
+    remove_stale(dir, &written)?;
+    Ok(written)
+}
+
+fn shard_names(count: usize) -> Vec<String> {
+    if count == 1 {
+        return vec!["model.safetensors".into()];
+    }
+    (1..=count).map(|i| format!("model-{i:05}-of-{count:05}.safetensors")).collect()
+}
+
+fn write_file(path: &Path, entries: &[Entry<'_>], dtype: Precision) -> Result<()> {
+    let stored = match dtype {
+        Precision::Fp32 => Dtype::F32,
+        Precision::Bf16 => Dtype::BF16,
+        Precision::Fp16 => Dtype::F16,
+    };
+    let mut header = Map::new();
+    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut offset = 0;
+    for entry in entries {
+        let shape = entry.tensor.size().iter().map(|&n| n as usize).collect();
+        let end = offset + entry.bytes as usize;
+        let info = TensorInfo { dtype: stored, shape, data_offsets: (offset, end) };
+        header.insert(entry.name.into(), serde_json::to_value(info).map_err(std::io::Error::from)?);
+        offset = end;
+    }
+    let mut header = serde_json::to_vec(&header).map_err(std::io::Error::from)?;
+    // Data begin at a multiple of 8 bytes, so that a map of the file is aligned.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    artifact::atomic::write(path, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        let mut buffer = Vec::new();
+        for entry in entries {
+            write_tensor(out, entry.tensor, dtype, &mut buffer)?;
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Writes the numbers of a tensor, little-endian and row by row, through `buffer`.
+fn write_tensor(
+    out: &mut dyn Write,
+    tensor: &Tensor,
+    dtype: Precision,
+    buffer: &mut Vec<u8>,
+) -> std::io::Result<()> {
+    /// Bytes converted at a time.
+    const CHUNK: i64 = 1 << 22;
+    let flat = tensor.detach().flatten(0, -1);
+    let total = flat.size()[0];
+    let mut start = 0;
+    while start < total {
+        let count = CHUNK.min(total - start);
+        let part = flat.narrow(0, start, count).to_device(Device::Cpu).to_kind(dtype.kind());
+        let part = part.contiguous();
+        buffer.resize(count as usize * dtype.size(), 0);
+        part.f_copy_data_u8(buffer, part.numel()).map_err(std::io::Error::other)?;
+        out.write_all(buffer)?;
+        start += count;
+    }
+    Ok(())
+}
+
+fn write_index(dir: &Path, shards: &[Vec<Entry<'_>>], names: &[String]) -> Result<PathBuf> {
+    let mut map = Map::new();
+    let mut total = 0;
+    for (shard, name) in shards.iter().zip(names) {
+        for entry in shard {
+            map.insert(entry.name.into(), Value::from(name.as_str()));
+            total += entry.bytes;
+        }
+    }
+    let index = json!({"metadata": {"total_size": total}, "weight_map": map});
+    let mut text = serde_json::to_vec_pretty(&index).map_err(std::io::Error::from)?;
+    text.push(b'\n');
+    let path = dir.join("model.safetensors.index.json");
+    artifact::atomic::write_bytes(&path, &text)?;
+    Ok(path)
+}
+
+/// Removes weight files of an earlier save with another number of shards, which a reader could take for current.
+fn remove_stale(dir: &Path, written: &[PathBuf]) -> Result<()> {
+    for entry in fs_err::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let shard = name.starts_with("model-") && name.ends_with(".safetensors");
+        let ours = shard || name == "model.safetensors" || name == "model.safetensors.index.json";
+        if ours && !written.contains(&path) {
+            fs_err::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
