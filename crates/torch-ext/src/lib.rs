@@ -1,1 +1,32 @@
-//! torch-ext
+//! What libtorch has and `tch` lacks: a small C++ shim and safe Rust over it.
+//!
+//! This is the only crate with C++ and the only one with `unsafe`. No C++ exception and no Rust
+//! panic crosses the language border: both become a [`TorchError`].
+//!
+//! | module | what it gives |
+//! |---|---|
+//! | [`device`] | CUDA loaded at run time, device names resolved, threads, versions |
+//! | [`autograd`] | autograd nodes from Rust closures; `backward` and `grad` that return errors |
+//! | [`optim`] | fused `AdamW` |
+//! | [`foreach`] | norm, scale, zero, add, copy, unscale over many tensors at once |
+//! | [`generator`] | the random generators' state |
+//! | [`attention`] | causal attention over a flat row of documents |
+//! | [`checkpoint`] | activation checkpointing |
+//! | [`head`] | linear + cross-entropy that never holds the full logits |
+//! | [`memory`] | CUDA memory statistics |
+
+#![allow(unsafe_code, reason = "this crate is where the unsafe code of the workspace lives")]
+
+pub mod attention;
+pub mod autograd;
+pub mod checkpoint;
+pub mod device;
+mod error;
+mod ffi;
+pub mod foreach;
+pub mod generator;
+pub mod head;
+pub mod memory;
+pub mod optim;
+
+pub use error::{Result, TorchError};

@@ -1,0 +1,131 @@
+// Operations over lists of tensors. None records gradients.
+#include <ATen/Parallel.h>
+#include <ATen/ops/_amp_foreach_non_finite_check_and_unscale.h>
+#include <ATen/ops/_foreach_add.h>
+#include <ATen/ops/_foreach_copy.h>
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/_foreach_sub.h>
+#include <ATen/ops/_foreach_zero.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/stack.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "shim.h"
+
+namespace te {
+
+// Elements whose squares one task sums: fixed, so that the sum does not depend on the threads.
+constexpr int64_t kNormBlock = 1 << 16;
+
+static Tensor norm_cpu(const std::vector<Tensor>& tensors) {
+  struct Block {
+    Dtype dtype;
+    const char* data;
+    int64_t n;
+  };
+  std::vector<Tensor> kept;
+  std::vector<Block> blocks;
+  for (const auto& tensor : tensors) {
+    // Any order of the elements will do, so dense means no copy.
+    kept.push_back(tensor.is_non_overlapping_and_dense() ? tensor : tensor.contiguous());
+    const char* data = static_cast<const char*>(kept.back().const_data_ptr());
+    const int64_t size = tensor.element_size();
+    for (int64_t i = 0; i < tensor.numel(); i += kNormBlock)
+      blocks.push_back({dtype_of(tensor), data + i * size, std::min(kNormBlock, tensor.numel() - i)});
+  }
+  std::vector<double> sums(blocks.size());
+  at::parallel_for(0, static_cast<int64_t>(blocks.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++)
+      sums[i] = kernels().sum_of_squares(blocks[i].dtype, blocks[i].data, blocks[i].n);
+  });
+  return at::scalar_tensor(std::sqrt(std::accumulate(sums.begin(), sums.end(), 0.0)), at::kFloat);
+}
+
+static Tensor norm(const std::vector<Tensor>& tensors) {
+  if (tensors.empty()) return at::scalar_tensor(0.0, at::kFloat);
+  for (const auto& tensor : tensors)
+    TORCH_CHECK(at::isFloatingType(tensor.scalar_type()), "a tensor is of dtype ", tensor.scalar_type());
+  const bool own_kernel = std::all_of(tensors.begin(), tensors.end(), [](const Tensor& t) {
+    return t.is_cpu() && t.scalar_type() != at::kDouble;
+  });
+  if (own_kernel) return norm_cpu(tensors);
+  return at::linalg_vector_norm(at::stack(at::_foreach_norm(tensors, 2, at::kFloat)), 2);
+}
+
+}  // namespace te
+
+using namespace te;
+
+// Runs f without autograd.
+template <class F>
+static char* in_place(F f) {
+  return guarded([&] {
+    const c10::NoGradGuard guard;
+    f();
+  });
+}
+
+extern "C" {
+
+char* te_norm(List tensors, size_t n, Tensor** out) {
+  return in_place([&] { *out = own(norm(list(tensors, n))); });
+}
+
+char* te_mul_scalar(List tensors, size_t n, double factor) {
+  return in_place([&] {
+    if (n > 0) at::_foreach_mul_(list(tensors, n), factor);
+  });
+}
+
+char* te_mul_tensor(List tensors, size_t n, Tensor* factor) {
+  return in_place([&] {
+    if (n > 0) at::_foreach_mul_(list(tensors, n), factor->reshape({}));
+  });
+}
+
+char* te_zero(List tensors, size_t n) {
+  return in_place([&] {
+    if (n > 0) at::_foreach_zero_(list(tensors, n));
+  });
+}
+
+char* te_add(List dst, List src, size_t n, double alpha) {
+  return in_place([&] {
+    if (n > 0) at::_foreach_add_(list(dst, n), list(src, n), alpha);
+  });
+}
+
+char* te_copy(List dst, List src, size_t n) {
+  return in_place([&] {
+    if (n > 0) at::_foreach_copy_(list(dst, n), list(src, n));
+  });
+}
+
+char* te_unscale(List grads, size_t n, Tensor* inv_scale, Tensor* found_inf) {
+  return in_place([&] {
+    if (n > 0)
+      at::_amp_foreach_non_finite_check_and_unscale_(list(grads, n), *found_inf, inv_scale->reshape({1}));
+  });
+}
+
+// lists: parameters, gradients, first moments, second moments, steps.
+// hyper: lr, beta1, beta2, weight decay, eps.
+char* te_adamw(const List* lists, size_t n, const double* hyper, Tensor* grad_scale, Tensor* found_inf) {
+  return in_place([&] {
+    const auto steps = list(lists[4], n);
+    const auto optional = [](Tensor* t) { return t ? std::optional<Tensor>(*t) : std::nullopt; };
+    at::_foreach_add_(steps, 1);
+    at::_fused_adamw_(list(lists[0], n), list(lists[1], n), list(lists[2], n), list(lists[3], n), {}, steps,
+                      hyper[0], hyper[1], hyper[2], hyper[3], hyper[4], false, false, optional(grad_scale),
+                      optional(found_inf));
+    // A step that was not taken does not count.
+    if (found_inf) at::_foreach_sub_(steps, std::vector<Tensor>(n, found_inf->reshape({})));
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,73 @@
+// The CPU kernels' interface. Each instruction set compiles kernels_impl.h into its own namespace and
+// exports one table of functions; nothing here may include code that could be inlined from a header
+// shared with the rest of the shim.
+#pragma once
+
+#include <cstdint>
+
+namespace te {
+
+enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2 };
+
+// Element (row t, head h, dim d) is at data[t * row + h * head + d].
+struct Heads {
+  void* data;
+  int64_t row, head;
+};
+
+struct AttentionArgs {
+  Dtype dtype;
+  int64_t heads, kv_heads, dim;
+  float scale;
+  int64_t window;  // 0: none
+  float dropout_p;
+  uint64_t seed;
+  Heads q, k, v, out;         // forward writes out, backward reads it
+  Heads dout, dq, dk, dv;     // backward only
+  float* lse;                 // [T, heads], log of the sum of exponentials
+};
+
+// Forward: rows [q0, q1) of one document for all query heads of one key head.
+// Backward: keys [k0, k1) seen by rows [q0, q1); writes dq of those rows, or dk and dv of those keys,
+// or both when the ranges cover the document.
+struct AttentionTask {
+  int64_t begin;  // the document's first row
+  int64_t len;
+  int64_t kv_head;
+  int64_t q0, q1, k0, k1;
+  bool want_dq, want_dkv;
+};
+
+// Columns of the per-row statistics of the head.
+enum Stat { kMax = 0, kLogSum = 1, kEntropy = 2, kLogprob = 3, kCorrect = 4, kStats = 5 };
+
+struct HeadArgs {
+  Dtype dtype;
+  void* logits;  // [rows, vocab], contiguous
+  int64_t vocab;
+  const int64_t* targets;
+  float inv_temperature;
+  float* stats;               // [rows, kStats]
+  const float* coefficients;  // [rows, 2]: gradients of the log-probability and of the entropy
+  bool write_grad;
+};
+
+struct Kernels {
+  const char* isa;
+  // Floats of scratch that one thread needs for documents of up to max_len rows.
+  int64_t (*attention_scratch)(const AttentionArgs&, int64_t max_len, int64_t max_rows, bool backward);
+  void (*attention_forward)(const AttentionArgs&, const AttentionTask&, float* scratch);
+  void (*attention_backward)(const AttentionArgs&, const AttentionTask&, float* scratch);
+  void (*head_stats)(const HeadArgs&, int64_t row_begin, int64_t row_end);
+  void (*head_grad)(const HeadArgs&, int64_t row_begin, int64_t row_end);
+  // Sum of squares of n numbers.
+  double (*sum_of_squares)(Dtype, const void* data, int64_t n);
+};
+
+extern const Kernels kernels_baseline;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+}  // namespace te
