@@ -18,6 +18,8 @@ mod lexicon;
 mod pretrain;
 mod sentence;
 mod story;
+#[cfg(test)]
+mod tests;
 
 use anyhow::ensure;
 use rand::SeedableRng as _;

@@ -138,8 +138,8 @@ words! {
 words! {
     /// Where things happen.
     PLACES:
-    "river" "강", "market" "시장", "school" "학교", "mill" "방앗간", "forest" "숲", "lake" "호수",
-    "bridge" "다리", "garden" "정원", "library" "도서관", "farm" "농장", "hill" "언덕", "bakery" "빵집",
+    "river" "강", "market" "시장", "school" "학교", "mill" "방앗간", "harbour" "항구", "lake" "호수",
+    "bridge" "다리", "temple" "절", "library" "도서관", "farm" "농장", "station" "역", "bakery" "빵집",
 }
 
 words! {
