@@ -122,6 +122,10 @@ chat: $(if $(MODEL),build,$(call manifest,$(chat.reads))) ## talk to the trained
 	    $(if $(PROMPT),--prompt "$$CHAT_PROMPT")
 chat: export CHAT_PROMPT = $(PROMPT)
 
+.PHONY: parity
+parity: build ## make the Hugging Face fixtures again and compare, in a Python venv of its own
+	@scripts/parity/run
+
 .PHONY: doctor
 doctor: ## say what of this machine, libtorch and its devices is usable
 	@LIBTORCH='$(LIBTORCH)' scripts/doctor $(BIN)

@@ -2,7 +2,7 @@
 
 /// `source` with the contents of comments, strings and character literals blanked out; line breaks stay, so line
 /// numbers hold.
-pub fn bare(source: &str) -> String {
+pub(crate) fn bare(source: &str) -> String {
     let chars: Vec<char> = source.chars().collect();
     let mut out = String::with_capacity(source.len());
     let mut at = 0;
@@ -30,7 +30,7 @@ pub fn bare(source: &str) -> String {
 }
 
 /// Where `word` stands as a whole word in `code`, as line numbers from 1.
-pub fn lines_with_word(code: &str, word: &str) -> Vec<usize> {
+pub(crate) fn lines_with_word(code: &str, word: &str) -> Vec<usize> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let has = |line: &str| {
         line.match_indices(word).any(|(at, _)| {
@@ -42,17 +42,17 @@ pub fn lines_with_word(code: &str, word: &str) -> Vec<usize> {
 }
 
 /// A function with a body: its name and the lines it covers, from 1.
-pub struct Function {
+pub(crate) struct Function {
     /// The name after `fn`.
-    pub name: String,
+    pub(crate) name: String,
     /// The line of `fn`.
-    pub first: usize,
+    pub(crate) first: usize,
     /// The line of the closing brace.
-    pub last: usize,
+    pub(crate) last: usize,
 }
 
 /// Every function with a body in `code`, which comes from [`bare`].
-pub fn functions(code: &str) -> Vec<Function> {
+pub(crate) fn functions(code: &str) -> Vec<Function> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices("fn ") {
         if code[..at].chars().next_back().is_some_and(|c| c.is_alphanumeric() || c == '_') {

@@ -114,10 +114,10 @@ fn a_function_that_is_not_there_is_noticed() {
     }
 }
 
-/// The arXiv identifiers in `source`, written `arXiv:1707.06347` or in a link.
+/// The arXiv identifiers in `source`, written `arXiv:1707.06347`, `arXiv 1707.06347` or as a link.
 fn arxiv_ids(source: &str) -> BTreeSet<String> {
     let lower = source.to_lowercase();
-    ["arxiv:", "arxiv.org/abs/"]
+    ["arxiv:", "arxiv ", "arxiv.org/abs/"]
         .iter()
         .flat_map(|mark| lower.split(mark).skip(1))
         .map(|rest| {
@@ -129,11 +129,11 @@ fn arxiv_ids(source: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn arxiv_ids_are_read_in_both_forms() {
+fn arxiv_ids_are_read_in_every_form() {
     let ids = arxiv_ids(
-        "see arXiv:1707.06347, eq. 7, [x](https://arxiv.org/abs/2104.09864). arXiv: none",
+        "see arXiv:1707.06347, eq. 7, [x](https://arxiv.org/abs/2104.09864). (arXiv 1711.05101)",
     );
-    assert_eq!(ids.into_iter().collect::<Vec<_>>(), ["1707.06347", "2104.09864"]);
+    assert_eq!(ids.into_iter().collect::<Vec<_>>(), ["1707.06347", "1711.05101", "2104.09864"]);
 }
 
 #[test]

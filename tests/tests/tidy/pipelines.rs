@@ -9,15 +9,15 @@ use std::time::Duration;
 use crate::{files, none, root, text};
 
 /// One `$(call stage,...)` line of a pipeline.
-pub struct Stage {
+pub(crate) struct Stage {
     /// The stage's name.
-    pub name: String,
+    pub(crate) name: String,
     /// The earlier stages it reads.
-    pub reads: Vec<String>,
+    pub(crate) reads: Vec<String>,
 }
 
 /// The stages of the pipeline file at `path`, in the order they are written.
-pub fn stages(path: &Path) -> Vec<Stage> {
+pub(crate) fn stages(path: &Path) -> Vec<Stage> {
     let source = text(path);
     let calls = source.lines().filter_map(|line| line.strip_prefix("$(call stage,"));
     calls
