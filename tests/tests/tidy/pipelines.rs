@@ -80,14 +80,16 @@ struct Yard {
     folder: tempfile::TempDir,
 }
 
-/// Notes its run, leaves a checkpoint, fails where `fail-NAME` lies about, and writes a manifest whose inputs are the
-/// lines of `inputs-NAME`.
+/// Refuses a config that says `bad`, notes its run, starts over where the last run was finished, leaves a checkpoint,
+/// fails where `fail-NAME` lies about, and writes a manifest whose inputs are the lines of `inputs-NAME`.
 const STAND_IN: &str = r#"#!/bin/bash
 set -euo pipefail
 name=${0##*/}
 [ "$1 $3" = "--config --out" ] || { echo "unexpected arguments: $*" >&2; exit 2; }
 run=$4
+! grep -q bad "$2" || exit 2
 echo "$name $2" >>log
+[ ! -e "$run/manifest.json" ] || rm "$run/manifest.json" "$run/checkpoint"
 mkdir -p "$run"
 echo . >>"$run/checkpoint"
 [ ! -e "fail-$name" ] || exit 1
@@ -269,14 +271,13 @@ fn a_failed_stage_leaves_no_manifest_and_stops_what_follows() {
 }
 
 #[test]
-fn a_finished_run_out_of_date_is_set_aside_and_not_resumed() {
+fn a_config_the_stage_refuses_leaves_the_finished_run() {
     let yard = Yard::new();
     yard.ran(&[]);
-    yard.write("configs/sft.toml", "# changed");
-    yard.ran(&[]);
-    let read = |path: &str| fs_err::read_to_string(yard.path(path)).unwrap();
-    assert_eq!(read("runs/quickstart/sft/checkpoint"), ".\n");
-    assert_eq!(read("runs/quickstart/sft.previous/checkpoint"), ".\n");
+    yard.write("configs/wrong.toml", "bad");
+    yard.fails(&["sft", "CONFIG=configs/wrong.toml"]);
+    assert!(yard.path("runs/quickstart/sft/manifest.json").exists());
+    assert_eq!(yard.ran(&[]), [""; 0], "the run of the shipped config still stands");
 }
 
 #[test]
