@@ -1,0 +1,130 @@
+//! Signals: the first asks the stage to stop after its step, the second ends it at once.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::flag;
+
+/// A signal that asks a run to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// Ctrl-C.
+    Int,
+    /// `kill`, Kubernetes, systemd.
+    Term,
+    /// What schedulers send some time before they take the machine away.
+    Usr1,
+}
+
+impl Signal {
+    const ALL: [Self; 3] = [Self::Int, Self::Term, Self::Usr1];
+
+    /// 128 + the signal's number: 130, 143 or 138.
+    pub fn exit_code(self) -> u8 {
+        128 + self.number() as u8
+    }
+
+    fn number(self) -> i32 {
+        match self {
+            Self::Int => SIGINT,
+            Self::Term => SIGTERM,
+            Self::Usr1 => SIGUSR1,
+        }
+    }
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Int => "SIGINT",
+            Self::Term => "SIGTERM",
+            Self::Usr1 => "SIGUSR1",
+        })
+    }
+}
+
+/// Returned by a stage that stopped because of a signal, after saving what it needs to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interrupted(pub Signal);
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "stopped by {}; run the same command again to go on", self.0)
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// Tells whether a signal has come. Clones share the state.
+#[derive(Debug, Clone, Default)]
+pub struct Interrupt {
+    /// The signal's number, 0 for none.
+    received: Arc<AtomicUsize>,
+}
+
+impl Interrupt {
+    /// One that no signal sets: for tests and for library use.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Listens for SIGINT, SIGTERM and SIGUSR1 from now on. A second signal ends the process at once
+    /// with that signal's exit code.
+    ///
+    /// # Errors
+    /// If the operating system refuses a handler.
+    pub fn install() -> io::Result<Self> {
+        let interrupt = Self::none();
+        let second = Arc::new(AtomicBool::new(false));
+        for signal in Signal::ALL {
+            let number = signal.number();
+            // In this order: the shutdown looks at `second` before the same signal sets it.
+            let code = i32::from(signal.exit_code());
+            flag::register_conditional_shutdown(number, code, Arc::clone(&second))?;
+            flag::register_usize(number, Arc::clone(&interrupt.received), number as usize)?;
+            flag::register(number, Arc::clone(&second))?;
+        }
+        Ok(interrupt)
+    }
+
+    /// The signal that has come, if any.
+    pub fn requested(&self) -> Option<Signal> {
+        let number = self.received.load(Ordering::SeqCst);
+        Signal::ALL.into_iter().find(|signal| signal.number() as usize == number)
+    }
+
+    /// Behaves from now on as if the signal had come: for tests and for stages that stop themselves.
+    pub fn request(&self, signal: Signal) {
+        self.received.store(signal.number() as usize, Ordering::SeqCst);
+    }
+
+    /// An error if a signal has come, to be returned where stopping loses nothing.
+    ///
+    /// # Errors
+    /// [`Interrupted`] with the signal.
+    pub fn check(&self) -> Result<(), Interrupted> {
+        self.requested().map_or(Ok(()), |signal| Err(Interrupted(signal)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_seen_by_clones_and_becomes_an_error() {
+        let interrupt = Interrupt::none();
+        let clone = interrupt.clone();
+        assert_eq!(interrupt.requested(), None);
+        assert_eq!(interrupt.check(), Ok(()));
+        clone.request(Signal::Usr1);
+        assert_eq!(interrupt.requested(), Some(Signal::Usr1));
+        assert_eq!(
+            interrupt.check().unwrap_err().to_string(),
+            "stopped by SIGUSR1; run the same command again to go on"
+        );
+    }
+}

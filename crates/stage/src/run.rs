@@ -1,0 +1,220 @@
+//! The course of a stage: parse, plan, open the run directory, run, seal.
+
+use std::any::Any;
+use std::backtrace::Backtrace;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::Context as _;
+use artifact::{FORMAT_VERSION, Manifest, RunDir, atomic};
+use serde_json::{Map, Value};
+
+use crate::cli::{self, Args, Info};
+use crate::config::{self, Describe, Loaded, Paths, StageConfig};
+use crate::context::Context;
+use crate::error::{Hint, UsageError, exit_code, report};
+use crate::interrupt::Interrupt;
+use crate::logging;
+use crate::metrics::Metrics;
+use crate::progress::around_bars;
+
+/// Runs a stage with this process's command line; the whole `main` of a stage binary.
+///
+/// `run` does the work and returns what the stage reports, for the manifest's `results`. Before it,
+/// the command line and the configuration are read and checked (`--check` ends there), the run
+/// directory is opened and its `config.toml` written. After it, `manifest.json` is written, which
+/// makes the run finished. An error or a panic becomes a message on stderr and an exit code.
+///
+/// With `--resume auto` the directory of an unfinished run is taken up as it is; that of a finished
+/// one is run again from the start: its manifest, checkpoints and metrics go at once, its products
+/// when they are replaced. With `--resume never` everything a run made there is removed first.
+pub fn main<C: StageConfig>(
+    info: &Info,
+    run: fn(&mut Context, C::Plan) -> anyhow::Result<Map<String, Value>>,
+) -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    ExitCode::from(main_with::<C>(info, run, &args))
+}
+
+/// [`main`] with the arguments given (without the program's name); returns the exit code.
+pub fn main_with<C: StageConfig>(
+    info: &Info,
+    run: fn(&mut Context, C::Plan) -> anyhow::Result<Map<String, Value>>,
+    args: &[OsString],
+) -> u8 {
+    let args = match cli::parse(info, args) {
+        Ok(args) => args,
+        Err(error) => {
+            // It goes to stdout for --help and to stderr for usage; a closed one changes nothing.
+            let _ = error.print();
+            return u8::try_from(error.exit_code()).unwrap_or(2);
+        }
+    };
+    logging::init(args.verbose);
+    catch_panics();
+    let outcome = panic::catch_unwind(AssertUnwindSafe(|| execute::<C>(info, run, &args)));
+    let error = match outcome {
+        Ok(Ok(())) => return 0,
+        Ok(Err(error)) => error,
+        Err(payload) => internal_error(&*payload),
+    };
+    let text = report(&error);
+    let _ = around_bars(|| io::stderr().write_all(text.as_bytes()));
+    exit_code(&error)
+}
+
+fn execute<C: StageConfig>(
+    info: &Info,
+    run: fn(&mut Context, C::Plan) -> anyhow::Result<Map<String, Value>>,
+    args: &Args,
+) -> anyhow::Result<()> {
+    let clock = Clock::start();
+    let loaded: Loaded<C> = config::load(info.name, &args.config, &args.overrides)?;
+    let (toml, json) = (loaded.to_toml()?, loaded.to_json()?);
+    let (seed, out) = (loaded.seed, loaded.out);
+    let paths = Paths { config: args.config.clone(), out: out.clone() };
+    let plan = loaded.config.plan(&paths).map_err(|mut problems| {
+        let flags = args.overrides.iter().map(|o| (o.key.clone(), o.flag.clone()));
+        problems.cite(&flags.collect::<Vec<_>>());
+        let count = problems.len();
+        let noun = if count == 1 { "problem" } else { "problems" };
+        let config = args.config.display();
+        UsageError::new(anyhow::anyhow!("{config} has {count} {noun}\n{problems}"))
+    })?;
+    if args.check {
+        return print_plan(&plan.describe());
+    }
+    let run_dir = open_run_dir(out, args.resume)?;
+    let changes = previous_changes(&run_dir, &json);
+    run_dir.write_config(&toml)?;
+    let interrupt = Interrupt::install().context("cannot listen for signals")?;
+    let mut ctx = Context {
+        metrics: Metrics::new(&run_dir),
+        resume: args.resume,
+        interrupt,
+        config: json,
+        changes,
+        versions: BTreeMap::from([("temper".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
+        ..Context::detached(run_dir, seed, args.device)
+    };
+    tracing::info!("{} starts in {}", info.name, ctx.run_dir.path().display());
+    let results = run(&mut ctx, plan);
+    ctx.metrics.finish_progress();
+    seal(info, ctx, results?, &clock)
+}
+
+/// Opens the run directory, and makes room in it for a run that starts over.
+fn open_run_dir(out: std::path::PathBuf, resume: bool) -> anyhow::Result<RunDir> {
+    let run_dir = RunDir::create(out).map_err(|error| match error {
+        error @ artifact::Error::NotRunDir { .. } => {
+            UsageError::new(Hint::new(error, "set it with --out or with the configuration's `out`")).into()
+        }
+        error => anyhow::Error::new(error),
+    })?;
+    if !resume {
+        run_dir.clear().map_err(UsageError::new)?;
+    } else if run_dir.is_finished() {
+        run_dir.reopen()?;
+    }
+    for path in atomic::sweep(run_dir.path())? {
+        tracing::debug!("removed {}, left by a run that was killed", path.display());
+    }
+    Ok(run_dir)
+}
+
+/// How the configuration of the unfinished run in the directory differs from this one.
+fn previous_changes(run_dir: &RunDir, now: &Value) -> Vec<String> {
+    let has_checkpoints = fs_err::read_dir(run_dir.checkpoints_dir()).is_ok_and(|mut d| d.next().is_some());
+    let before = fs_err::read_to_string(run_dir.config_path()).ok();
+    let before = before.and_then(|text| text.parse::<toml::Table>().ok());
+    match before.and_then(|table| serde_json::to_value(table).ok()) {
+        Some(before) if has_checkpoints => config::changes(&before, now),
+        _ => Vec::new(),
+    }
+}
+
+/// Writes the manifest, which makes the run finished.
+fn seal(info: &Info, ctx: Context, results: Map<String, Value>, clock: &Clock) -> anyhow::Result<()> {
+    let outputs = ctx.run_dir.outputs()?;
+    let manifest = Manifest {
+        format_version: FORMAT_VERSION,
+        stage: info.name.to_owned(),
+        inputs: ctx.inputs,
+        outputs,
+        config: ctx.config,
+        seed: ctx.seed,
+        versions: ctx.versions,
+        device: ctx.device_name,
+        started_at: clock.started_at.clone(),
+        finished_at: timestamp(),
+        wall_seconds: (clock.started.elapsed().as_secs_f64() * 1e3).round() / 1e3,
+        tokenizer: ctx.tokenizer,
+        chat_template: ctx.chat_template,
+        results,
+    };
+    manifest.write(&ctx.run_dir)?;
+    tracing::info!("{} finished {}", info.name, ctx.run_dir.path().display());
+    Ok(())
+}
+
+fn print_plan(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| {
+        if text.ends_with('\n') { out.flush() } else { out.write_all(b"\n") }
+    });
+    match written {
+        // The reader has seen enough: `--check | head`.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot print the plan"),
+    }
+}
+
+struct Clock {
+    started: Instant,
+    started_at: String,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { started: Instant::now(), started_at: timestamp() }
+    }
+}
+
+/// Now, RFC 3339 in UTC to the millisecond.
+fn timestamp() -> String {
+    format!("{:.3}", jiff::Timestamp::now())
+}
+
+/// The place and backtrace of the last panic, for the report.
+static LAST_PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+/// Keeps panics off the terminal: [`internal_error`] reports the one that ends the run. With
+/// `RUST_BACKTRACE` set, the backtrace is part of that report.
+fn catch_panics() {
+    panic::set_hook(Box::new(|info| {
+        let place = info.location().map_or_else(String::new, |at| format!("at {at}"));
+        let trace = Backtrace::capture();
+        let trace = match trace.status() {
+            std::backtrace::BacktraceStatus::Captured => format!("\n{trace}"),
+            _ => String::new(),
+        };
+        *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!("{place}{trace}"));
+    }));
+}
+
+fn internal_error(payload: &(dyn Any + Send)) -> anyhow::Error {
+    let message = payload.downcast_ref::<String>().map(String::as_str);
+    let message = message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
+    let place = LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let error = anyhow::Error::msg(place.unwrap_or_default());
+    let error = error.context(format!("internal error: {message}"));
+    Hint::new(error, "this is a defect of temper, not of your input; please report it").into()
+}
+
+#[cfg(test)]
+mod tests;
