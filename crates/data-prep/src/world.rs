@@ -8,6 +8,7 @@
 //! not used for it elsewhere, a list, a sentence or a story that is nowhere else. Which ones is decided
 //! by a hash of the combination, so all parts of one seed agree on it.
 
+mod clinic;
 mod draw;
 mod exercise;
 mod facts;
@@ -15,9 +16,13 @@ mod forms;
 mod hangul;
 mod instructions;
 mod lexicon;
+mod preferences;
 mod pretrain;
+mod safety;
 mod sentence;
 mod story;
+mod stream;
+mod summaries;
 #[cfg(test)]
 mod tests;
 
@@ -26,7 +31,9 @@ use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use stream::split_records;
 
 /// The generator that all drawing uses.
 type Rng = ChaCha8Rng;
@@ -40,6 +47,20 @@ pub enum Part {
     /// Instructions: records with `messages` (the last one is the right answer), `task`,
     /// `language`, `split` (`train` or `held-out`) and `checker`.
     Instructions,
+    /// One or two stories and the notes that the village paper prints of them: records with `story`,
+    /// `summary`, `task`, `language`, `split` and `checker`.
+    Summaries,
+    /// Questions to the village clinic: records with `question`, `answer`, `task`, `language`, `split`
+    /// and `checker`. No other part knows of ailments.
+    Clinic,
+    /// Pairs of answers to instructions: records with `prompt` (messages), `chosen`, `rejected`, `task` (why
+    /// the first is better: `kindness`, `truth` or `right`), `language`, `split` and `checker` (accepts the best
+    /// answers).
+    Preferences,
+    /// Unsafe requests and harmless ones that look alike: records with `prompt`, `good`, `bad` (null for
+    /// harmless ones), `critique` (of the bad answer; that there is no problem for harmless ones), `harm` (its
+    /// kind, or null), `task` (`unsafe` or `harmless`), `language`, `split` and `checker`.
+    Safety,
 }
 
 /// Which records of the village to generate.
@@ -74,7 +95,7 @@ pub fn records(
                 "world.held_out is {}, but the pretrain part has no held-out records; leave it out",
                 spec.held_out
             );
-            let mut rng = stream(spec.seed, "pretrain");
+            let mut rng = random_stream(spec.seed, "pretrain");
             let texts =
                 std::iter::repeat_with(move || pretrain::document(&village, split, &mut rng));
             Ok(Box::new(
@@ -84,11 +105,23 @@ pub fn records(
             ))
         }
         Part::Instructions => Ok(Box::new(instructions::records(village, split, spec))),
+        Part::Summaries => {
+            Ok(Box::new(split_records::<summaries::Page>(village, split, spec, "summaries")))
+        }
+        Part::Clinic => {
+            Ok(Box::new(split_records::<clinic::Visit>(village, split, spec, "clinic")))
+        }
+        Part::Preferences => {
+            Ok(Box::new(split_records::<preferences::Pair>(village, split, spec, "preferences")))
+        }
+        Part::Safety => {
+            Ok(Box::new(split_records::<safety::Request>(village, split, spec, "safety")))
+        }
     }
 }
 
 /// The random stream `name` of `seed`.
-fn stream(seed: u64, name: &str) -> Rng {
+fn random_stream(seed: u64, name: &str) -> Rng {
     Rng::seed_from_u64(xxh3_64_with_seed(name.as_bytes(), seed))
 }
 
@@ -121,9 +154,4 @@ impl Split {
             }
         }
     }
-}
-
-/// A short name for a text, to see whether it occurred before.
-fn fingerprint(text: &str) -> u64 {
-    xxh3_64(text.as_bytes())
 }

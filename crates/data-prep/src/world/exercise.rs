@@ -3,6 +3,7 @@
 mod dialogue;
 mod lists;
 mod recall;
+mod tell;
 mod text;
 
 use serde_json::{Map, Value, json};
@@ -12,6 +13,8 @@ use super::facts::Village;
 use super::lexicon::Language;
 
 pub(crate) use lists::{WordList, numbers_in_order};
+pub(crate) use recall::doubtful;
+pub(crate) use tell::{Request, Tone};
 
 /// What an exercise trains. The record's `task` is the name in kebab-case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,10 +35,12 @@ pub(crate) enum Task {
     Summarise,
     /// Continue a conversation.
     Dialogue,
+    /// Tell something true about a person or a thing.
+    Tell,
 }
 
 impl Task {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Fact,
         Self::Answer,
         Self::SortNumbers,
@@ -44,6 +49,7 @@ impl Task {
         Self::Translate,
         Self::Summarise,
         Self::Dialogue,
+        Self::Tell,
     ];
 
     /// The name in the records.
@@ -57,19 +63,20 @@ impl Task {
             Self::Translate => "translate",
             Self::Summarise => "summarise",
             Self::Dialogue => "dialogue",
+            Self::Tell => "tell",
         }
     }
 
     /// How many of a hundred training exercises are of this task.
     pub(crate) fn share(self) -> u32 {
         match self {
-            Self::Fact => 24,
+            Self::Fact => 22,
             Self::Answer => 8,
             Self::SortNumbers | Self::SortWords => 12,
-            Self::Count => 10,
-            Self::Translate => 16,
-            Self::Summarise => 9,
-            Self::Dialogue => 9,
+            Self::Count => 9,
+            Self::Translate => 15,
+            Self::Summarise | Self::Dialogue => 8,
+            Self::Tell => 6,
         }
     }
 
@@ -84,6 +91,7 @@ impl Task {
             Self::Translate => text::translate(language, rng),
             Self::Summarise => text::summarise(village, language, rng),
             Self::Dialogue => dialogue::draw(village, language, rng),
+            Self::Tell => tell::draw(village, language, rng),
         }
     }
 }
@@ -107,12 +115,14 @@ impl Role {
 }
 
 /// How an answer is judged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Judge {
     /// The answer is this text.
     Exact,
     /// The answer is this number.
     Number,
+    /// The answer is one of these texts.
+    OneOf(Vec<String>),
 }
 
 /// An instruction and its right answer.
@@ -144,8 +154,9 @@ impl Exercise {
 
     /// The checker of the answer, in the JSON form of `data::checker::Checker`.
     pub(crate) fn checker(&self) -> Value {
-        match self.judge {
+        match &self.judge {
             Judge::Exact => json!({"exact": {"answer": self.answer}}),
+            Judge::OneOf(answers) => json!({"one_of": {"answers": answers}}),
             Judge::Number => match self.answer.parse::<f64>() {
                 Ok(value) => json!({"number": {"value": value}}),
                 Err(_) => json!({"exact": {"answer": self.answer}}),

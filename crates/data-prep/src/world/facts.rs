@@ -40,31 +40,6 @@ pub(crate) enum Kind {
     Landmark,
 }
 
-impl Kind {
-    pub(crate) const ALL: [Self; 20] = [
-        Self::Age,
-        Self::Job,
-        Self::Home,
-        Self::Pet,
-        Self::PetOwner,
-        Self::Treasure,
-        Self::TreasureOwner,
-        Self::Food,
-        Self::Colour,
-        Self::Friend,
-        Self::Hobby,
-        Self::Eats,
-        Self::Sleeps,
-        Self::FoodColour,
-        Self::Price,
-        Self::Shop,
-        Self::Material,
-        Self::Kept,
-        Self::Direction,
-        Self::Landmark,
-    ];
-}
-
 /// One true thing about one subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fact {
@@ -89,6 +64,12 @@ impl Fact {
         self.say(one(templates, rng), language)
     }
 
+    /// All ways of saying the fact.
+    pub(crate) fn statements(&self, language: Language) -> Vec<String> {
+        let templates = language.of(self.forms().statements);
+        templates.iter().map(|template| self.say(template, language)).collect()
+    }
+
     /// All ways of asking for the fact.
     pub(crate) fn questions(&self, language: Language) -> Vec<String> {
         let templates = language.of(self.forms().questions);
@@ -98,6 +79,12 @@ impl Fact {
     /// The one answer to any of the questions.
     pub(crate) fn answer(&self, language: Language) -> String {
         self.say(language.of(self.forms().answer), language)
+    }
+
+    /// What the fact would say if it were one about the subject of `other`, a fact of a like
+    /// subject.
+    pub(crate) fn told_of(&self, other: &Self) -> Self {
+        Self { slots: self.slots.with_first_of(&other.slots), ..self.clone() }
     }
 
     /// What names the fact among all facts.
@@ -112,6 +99,13 @@ pub(crate) struct Profile {
     pub(crate) facts: Vec<Fact>,
 }
 
+impl Profile {
+    /// All ways of saying all facts.
+    pub(crate) fn statements(&self, language: Language) -> Vec<String> {
+        self.facts.iter().flat_map(|fact| fact.statements(language)).collect()
+    }
+}
+
 /// The village: all its facts.
 #[derive(Clone, Debug)]
 pub(crate) struct Village {
@@ -124,7 +118,7 @@ pub(crate) struct Village {
 impl Village {
     /// The village of `seed`.
     pub(crate) fn new(seed: u64) -> Self {
-        let rng = &mut super::stream(seed, "village");
+        let rng = &mut super::random_stream(seed, "village");
         Self { people: people(rng), things: things(rng) }
     }
 

@@ -1,7 +1,5 @@
 //! The instruction records: exercises of all tasks in both languages, no prompt twice.
 
-use std::collections::HashSet;
-
 use rand::Rng as _;
 use serde_json::{Map, Value};
 
@@ -9,17 +7,15 @@ use super::draw::one;
 use super::exercise::{Exercise, Task};
 use super::facts::Village;
 use super::lexicon::Language;
-use super::{Rng, Split, WorldSpec, fingerprint, stream};
-
-/// A task is given up after this many draws in a row that brought nothing new.
-const TRIES: usize = 2_000;
+use super::stream::{Seen, TRIES};
+use super::{Rng, Split, WorldSpec, random_stream};
 
 /// Draws exercises, each prompt once.
 struct Exercises {
     village: Village,
     split: Split,
     rng: Rng,
-    seen: HashSet<u64>,
+    seen: Seen,
     /// The tasks that still bring something new, each with its share.
     tasks: Vec<(Task, u32)>,
     held_out: bool,
@@ -30,8 +26,8 @@ impl Exercises {
         let (name, even) = if held_out { ("held-out", true) } else { ("instructions", false) };
         let share = |task: Task| (task, if even { 1 } else { task.share() });
         let tasks = Task::ALL.map(share).to_vec();
-        let seen = HashSet::new();
-        Self { village, split, rng: stream(seed, name), seen, tasks, held_out }
+        let seen = Seen::default();
+        Self { village, split, rng: random_stream(seed, name), seen, tasks, held_out }
     }
 
     /// An exercise of `task` that was not drawn before and belongs to this split.
@@ -40,7 +36,7 @@ impl Exercises {
             let language = one(&Language::ALL, &mut self.rng);
             let exercise = task.draw(&self.village, language, &mut self.rng);
             if self.split.holds_out(&exercise.key) == self.held_out
-                && self.seen.insert(fingerprint(&format!("{:?}", exercise.prompt)))
+                && self.seen.first(&format!("{:?}", exercise.prompt))
             {
                 return Some(exercise);
             }

@@ -91,6 +91,11 @@ impl Slots {
         self
     }
 
+    /// These slots, the first of which is replaced by that of `other`.
+    pub(crate) fn with_first_of(&self, other: &Self) -> Self {
+        Self(other.0.iter().take(1).chain(self.0.iter().skip(1)).cloned().collect())
+    }
+
     /// The slot's word in `language`.
     pub(crate) fn get(&self, name: &str, language: Language) -> Option<&str> {
         let (_, en, ko) = self.0.iter().find(|(slot, ..)| *slot == name)?;
@@ -110,44 +115,42 @@ words! {
     PEOPLE:
     "Mina" "미나", "Junho" "준호", "Sora" "소라", "Hajun" "하준", "Yuna" "유나", "Boram" "보람",
     "Daeun" "다은", "Taeo" "태오", "Nari" "나리", "Minsok" "민석", "Jiho" "지호", "Arin" "아린",
-    "Garam" "가람", "Seri" "세리", "Doyun" "도윤", "Eunji" "은지", "Hyunu" "현우", "Subin" "수빈",
-    "Roa" "로아", "Gonu" "건우", "Yesol" "예솔", "Ian" "이안", "Gyuri" "규리", "Chanmi" "찬미",
+    "Garam" "가람", "Seri" "세리", "Doyun" "도윤", "Chanmi" "찬미",
 }
 
 words! {
     /// The kinds of animals.
     ANIMALS:
     "cat" "고양이", "dog" "강아지", "rabbit" "토끼", "duck" "오리", "horse" "말", "goat" "염소",
-    "pig" "돼지", "parrot" "앵무새", "turtle" "거북이", "hen" "암탉", "sheep" "양", "cow" "소",
+    "pig" "돼지", "parrot" "앵무새", "turtle" "거북이", "hen" "암탉",
 }
 
 words! {
     /// What people eat. The English words stand without an article.
     FOODS:
     "apples" "사과", "pears" "배", "bread" "빵", "rice" "밥", "soup" "수프", "honey" "꿀",
-    "cheese" "치즈", "grapes" "포도", "cake" "케이크", "noodles" "국수", "plums" "자두", "milk" "우유",
+    "cheese" "치즈", "grapes" "포도", "noodles" "국수", "milk" "우유",
 }
 
 words! {
     /// Things one can carry.
     OBJECTS:
     "kite" "연", "ball" "공", "book" "책", "umbrella" "우산", "hat" "모자", "basket" "바구니",
-    "drum" "북", "cup" "컵", "flute" "피리", "bell" "종", "lamp" "등불", "scarf" "목도리",
+    "drum" "북", "cup" "컵", "flute" "피리", "lamp" "등불",
 }
 
 words! {
     /// Where things happen.
     PLACES:
     "river" "강", "market" "시장", "school" "학교", "mill" "방앗간", "harbour" "항구", "lake" "호수",
-    "bridge" "다리", "temple" "절", "library" "도서관", "farm" "농장", "station" "역", "bakery" "빵집",
+    "bridge" "다리", "temple" "절", "farm" "농장", "station" "역",
 }
 
 words! {
     /// What people do for a living.
     JOBS:
     "baker" "제빵사", "farmer" "농부", "teacher" "선생님", "nurse" "간호사", "carpenter" "목수",
-    "fisher" "어부", "painter" "화가", "singer" "가수", "tailor" "재단사", "cook" "요리사",
-    "potter" "도예가", "gardener" "정원사",
+    "painter" "화가", "tailor" "재단사", "cook" "요리사",
 }
 
 words! {
@@ -178,30 +181,28 @@ words! {
     /// What the animals of [`ANIMALS`] eat, in that order.
     FODDER:
     "fish" "생선", "bones" "뼈다귀", "carrots" "당근", "worms" "벌레", "hay" "건초", "leaves" "나뭇잎",
-    "potatoes" "감자", "seeds" "씨앗", "lettuce" "상추", "corn" "옥수수", "grass" "풀", "hay" "건초",
+    "potatoes" "감자", "seeds" "씨앗", "lettuce" "상추", "corn" "옥수수",
 }
 
 words! {
     /// Where the animals of [`ANIMALS`] sleep, in that order.
     BEDS:
     "basket" "바구니", "kennel" "개집", "burrow" "굴", "pond" "연못", "stable" "마구간",
-    "shed" "헛간", "sty" "우리", "cage" "새장", "pond" "연못", "coop" "닭장", "shed" "헛간",
-    "stable" "마구간",
+    "shed" "헛간", "sty" "우리", "cage" "새장", "pond" "연못", "coop" "닭장",
 }
 
 words! {
     /// The colours of [`FOODS`], in that order.
     FOOD_COLOURS:
     "red" "빨간색", "yellow" "노란색", "brown" "갈색", "white" "하얀색", "green" "초록색",
-    "yellow" "노란색", "yellow" "노란색", "green" "초록색", "brown" "갈색", "white" "하얀색",
-    "red" "빨간색", "white" "하얀색",
+    "yellow" "노란색", "yellow" "노란색", "green" "초록색", "white" "하얀색", "white" "하얀색",
 }
 
 words! {
     /// What [`OBJECTS`] are made of, in that order.
     MATERIALS:
     "paper" "종이", "leather" "가죽", "paper" "종이", "cloth" "천", "straw" "짚", "straw" "짚",
-    "leather" "가죽", "clay" "흙", "wood" "나무", "iron" "쇠", "glass" "유리", "wool" "양털",
+    "leather" "가죽", "clay" "흙", "wood" "나무", "glass" "유리",
 }
 
 words! {
@@ -213,5 +214,5 @@ words! {
 words! {
     /// What stands at a place.
     LANDMARKS:
-    "bench" "의자", "well" "우물", "clock" "시계", "gate" "대문", "tower" "탑", "statue" "동상",
+    "bench" "의자", "well" "우물", "clock" "시계", "gate" "대문", "tower" "탑",
 }

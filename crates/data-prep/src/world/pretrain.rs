@@ -3,7 +3,7 @@
 use rand::Rng as _;
 use rand::seq::SliceRandom as _;
 
-use super::draw::one;
+use super::draw::{one, two};
 use super::exercise::{WordList, numbers_in_order};
 use super::facts::{Profile, Village};
 use super::hangul::{capitalised, fill};
@@ -24,15 +24,18 @@ enum Genre {
     Parallel,
     /// Numbers and words put in order and counted.
     Lists,
+    /// A song of a few words that come again.
+    Song,
 }
 
 /// How many of a hundred documents are of each genre.
-const SHARES: [(Genre, u32); 5] = [
-    (Genre::Profile, 46),
-    (Genre::Survey, 10),
+const SHARES: [(Genre, u32); 6] = [
+    (Genre::Profile, 36),
+    (Genre::Survey, 8),
     (Genre::Story, 14),
-    (Genre::Parallel, 16),
-    (Genre::Lists, 14),
+    (Genre::Parallel, 18),
+    (Genre::Lists, 18),
+    (Genre::Song, 6),
 ];
 
 /// Writes one document. What [`Split`] keeps for the held-out exercises does not occur in it, other than
@@ -53,6 +56,7 @@ pub(crate) fn document(village: &Village, split: Split, rng: &mut Rng) -> String
             format!("{text} {lead}{}", story.summary(language))
         }
         Genre::Parallel => lines(rng.random_range(2..=4), || parallel(language, split, rng)),
+        Genre::Song => song(language, rng),
         Genre::Lists => lines(rng.random_range(2..=4), || list(language, split, rng)),
     }
 }
@@ -104,6 +108,19 @@ fn survey(village: &Village, language: Language, rng: &mut Rng) -> String {
 fn parallel(language: Language, split: Split, rng: &mut Rng) -> String {
     let pair = split.trained(rng, Pair::draw, |pair| pair.en.clone());
     format!("{} = {}", pair.in_(language), pair.in_(language.other()))
+}
+
+/// What one sings, another sings again.
+fn song(language: Language, rng: &mut Rng) -> String {
+    let (first, second) = two(PEOPLE, rng);
+    let length = rng.random_range(4..=8);
+    let words = WordList::mixed(length, rng).text(language);
+    let slots = Slots::new().word("who", first).word("friend", second).text("song", &words, &words);
+    let template = language.of((
+        "{who} sings: {song}.\n{friend} sings: {song}.",
+        "{who:이} 노래해요: {song}.\n{friend:이} 노래해요: {song}.",
+    ));
+    fill(template, language, &slots)
 }
 
 /// A list and what becomes of it.

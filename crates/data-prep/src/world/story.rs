@@ -16,6 +16,7 @@ type Beat = (&'static [&'static str], &'static [&'static str]);
 struct Arc {
     beats: &'static [Beat],
     summary: (&'static str, &'static str),
+    headline: (&'static str, &'static str),
     /// The facts of the first person that the story tells of.
     facts: &'static [Kind],
 }
@@ -65,6 +66,7 @@ static ARCS: [Arc; 8] = [
             "{friend} found {who}'s {object} at the {place}.",
             "{friend:이} {place}에서 {who}의 {object:을} 찾았어요.",
         ),
+        headline: ("A thing lost and found", "잃었다 찾은 물건"),
         facts: &[Kind::Treasure],
     },
     Arc {
@@ -95,6 +97,7 @@ static ARCS: [Arc; 8] = [
             "{friend} brought {who}'s {animal} home from the {place}.",
             "{friend:이} {place}에서 {who}의 {animal:을} 데려왔어요.",
         ),
+        headline: ("The {animal} comes home", "돌아온 {animal}"),
         facts: &[Kind::Pet],
     },
     Arc {
@@ -119,6 +122,7 @@ static ARCS: [Arc; 8] = [
             "{who} gave {food} to {friend} at the {place}.",
             "{who:이} {place}에서 {friend}에게 {food:을} 주었어요.",
         ),
+        headline: ("A meal for a friend", "친구와 나눈 음식"),
         facts: &[],
     },
     Arc {
@@ -143,6 +147,7 @@ static ARCS: [Arc; 8] = [
             "{friend} brought an umbrella to {who} at the {place}.",
             "{friend:이} {place}에 있는 {who}에게 우산을 가져다주었어요.",
         ),
+        headline: ("Help in the rain", "빗속의 도움"),
         facts: &[],
     },
     Arc {
@@ -176,6 +181,7 @@ static ARCS: [Arc; 8] = [
             "{friend} won the race against {who} to the {place}.",
             "{friend:이} {place}까지 가는 달리기에서 {who:을} 이겼어요.",
         ),
+        headline: ("A close race", "아슬아슬한 경주"),
         facts: &[],
     },
     Arc {
@@ -203,6 +209,7 @@ static ARCS: [Arc; 8] = [
             "{who} and {friend} made {food} for everyone at the {place}.",
             "{who:과} {friend:이} {place}에서 모두를 위해 {food:을} 만들었어요.",
         ),
+        headline: ("A feast for all", "모두의 잔치"),
         facts: &[],
     },
     Arc {
@@ -227,6 +234,7 @@ static ARCS: [Arc; 8] = [
             "{friend} learned {hobby} from {who} at the {place}.",
             "{friend:이} {place}에서 {who}에게 {hobby:을} 배웠어요.",
         ),
+        headline: ("Lessons in {hobby}", "{hobby} 배우기"),
         facts: &[Kind::Hobby],
     },
     Arc {
@@ -254,6 +262,7 @@ static ARCS: [Arc; 8] = [
             "{who} and {friend} repaired the {landmark} at the {place}.",
             "{who:과} {friend:이} {place}의 {landmark:을} 고쳤어요.",
         ),
+        headline: ("The {landmark} repaired", "다시 고친 {landmark}"),
         facts: &[],
     },
 ];
@@ -307,6 +316,16 @@ impl Story {
     /// The one sentence that sums the story up.
     pub(crate) fn summary(&self, language: Language) -> String {
         self.fill(language.of(self.arc.summary), language)
+    }
+
+    /// The note that the village paper prints: what, where, who.
+    pub(crate) fn note(&self, language: Language) -> String {
+        let headline = language.of(self.arc.headline);
+        let rest = language.of((
+            "Place: {place}. People: {who}, {friend}.",
+            "곳: {place}. 사람: {who}, {friend}.",
+        ));
+        self.fill(&format!("{headline}. {rest}"), language)
     }
 
     fn fill(&self, template: &str, language: Language) -> String {

@@ -1,4 +1,7 @@
-//! Tests of the generated corpus as a whole.
+//! Tests of the generated corpus: all parts, the text and the instructions.
+
+mod later;
+mod words;
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,12 +9,20 @@ use data::checker::Checker;
 use serde_json::{Map, Value};
 
 use super::facts::{Kind, Village};
-use super::hangul::{fill, particle};
-use super::lexicon::{Language, PEOPLE, Slots};
+use super::lexicon::{Language, PEOPLE};
 use super::sentence::Pair;
-use super::{Part, WorldSpec, records, stream};
+use super::{Part, WorldSpec, random_stream, records};
 
 type Record = Map<String, Value>;
+
+const PARTS: [Part; 6] = [
+    Part::Pretrain,
+    Part::Instructions,
+    Part::Summaries,
+    Part::Clinic,
+    Part::Preferences,
+    Part::Safety,
+];
 
 fn spec(seed: u64, part: Part, count: usize, held_out: usize) -> WorldSpec {
     WorldSpec { seed, part, records: count, held_out }
@@ -53,46 +64,8 @@ fn has_hangul(text: &str) -> bool {
 }
 
 #[test]
-fn particles_follow_the_final_sound() {
-    for (word, name, expected) in [
-        ("미나", "은", "는"),
-        ("하준", "은", "은"),
-        ("강", "이", "이"),
-        ("다리", "이", "가"),
-        ("빵", "을", "을"),
-        ("사과", "을", "를"),
-        ("밥", "과", "과"),
-        ("배", "과", "와"),
-        ("시장", "으로", "으로"),
-        ("학교", "으로", "로"),
-        ("연필", "으로", "로"),
-        ("교실", "을", "을"),
-        ("재단사", "이에요", "예요"),
-        ("선생님", "이에요", "이에요"),
-        ("7", "을", "을"),
-        ("7", "으로", "로"),
-        ("12", "을", "를"),
-        ("30", "을", "을"),
-        ("kite", "을", "를"),
-    ] {
-        assert_eq!(particle(word, name), Some(expected), "{word} {name}");
-    }
-    assert_eq!(particle("미나", "께"), None);
-}
-
-#[test]
-fn templates_are_filled_in_both_languages() {
-    let slots = Slots::new().word("who", PEOPLE[3]).text("object", "umbrella", "우산").number("n", 7);
-    let text = fill("{who} has {object:a} and {n} cups.", Language::En, &slots);
-    assert_eq!(text, "Hajun has an umbrella and 7 cups.");
-    let text = fill("{who:은} {object:과} 컵 {n}개를 가지고 있어요.", Language::Ko, &slots);
-    assert_eq!(text, "하준은 우산과 컵 7개를 가지고 있어요.");
-    assert_eq!(fill("{nobody:은} {who:께} {", Language::Ko, &slots), "{nobody:은} {who:께} {");
-}
-
-#[test]
 fn one_seed_gives_one_corpus() {
-    for part in [Part::Pretrain, Part::Instructions] {
+    for part in PARTS {
         let same = generate(&spec(5, part, 200, 0));
         assert_eq!(same, generate(&spec(5, part, 200, 0)), "{part:?}");
         assert_ne!(same, generate(&spec(6, part, 200, 0)), "{part:?}");
@@ -104,10 +77,12 @@ fn one_seed_gives_one_corpus() {
 #[test]
 fn the_sizes_are_those_asked_for() {
     assert_eq!(generate(&spec(1, Part::Pretrain, 321, 0)).len(), 321);
-    let records = generate(&spec(1, Part::Instructions, 321, 123));
-    let splits: Vec<&str> = records.iter().map(|record| field(record, "split")).collect();
-    assert_eq!(splits[..321], ["train"; 321]);
-    assert_eq!(splits[321..], ["held-out"; 123]);
+    for part in &PARTS[1..] {
+        let records = generate(&spec(1, *part, 321, 123));
+        let splits: Vec<&str> = records.iter().map(|record| field(record, "split")).collect();
+        assert_eq!(splits[..321], ["train"; 321], "{part:?}");
+        assert_eq!(splits[321..], ["held-out"; 123], "{part:?}");
+    }
 }
 
 #[test]
@@ -170,7 +145,7 @@ fn instruction_records_have_their_fields() {
         let split = (field(record, "task").to_owned(), field(record, "language").to_owned());
         *tasks.entry(split).or_default() += 1;
     }
-    assert_eq!(tasks.len(), 16, "eight tasks in two languages: {tasks:?}");
+    assert_eq!(tasks.len(), 18, "nine tasks in two languages: {tasks:?}");
     assert!(tasks.values().all(|&count| count > 80), "{tasks:?}");
 }
 
@@ -211,7 +186,8 @@ fn every_checker_accepts_its_answer_and_no_other() {
         assert!(!checker.check(""), "{record:?}");
         assert!(!checker.check("I do not know."), "{record:?}");
         let other = self::answer(next);
-        assert!(other == answer || !checker.check(other), "{other:?} passes for {record:?}");
+        let alike = other == answer || field(record, "task") == "tell";
+        assert!(alike || !checker.check(other), "{other:?} passes for {record:?}");
         let longer = format!("{answer} 9 more");
         assert!(!checker.check(&longer), "{longer:?} passes for {record:?}");
     }
@@ -250,7 +226,7 @@ fn sorted_lists_and_counts_are_right() {
 
 #[test]
 fn parallel_sentences_have_one_translation() {
-    let rng = &mut stream(3, "pairs");
+    let rng = &mut random_stream(3, "pairs");
     let (mut korean, mut english) = (HashMap::new(), HashMap::new());
     for _ in 0..10_000 {
         let pair = Pair::draw(rng);
@@ -263,12 +239,6 @@ fn parallel_sentences_have_one_translation() {
 
 #[test]
 fn questions_have_one_answer() {
-    for record in &instructions() {
-        // Two records with one prompt are ruled out elsewhere; here: no question fits two facts.
-        if field(record, "task") == "fact" {
-            assert_eq!(contents(record).len(), 2);
-        }
-    }
     let village = Village::new(1);
     for language in Language::ALL {
         let mut answers = HashMap::new();
@@ -285,7 +255,7 @@ fn questions_have_one_answer() {
 #[test]
 fn the_village_has_hundreds_of_facts_that_agree() {
     let village = Village::new(1);
-    assert!(village.facts().count() > 300, "{} facts", village.facts().count());
+    assert!(village.facts().count() > 250, "{} facts", village.facts().count());
     let mut friends = HashSet::new();
     for person in PEOPLE {
         let value = |kind, slot| {

@@ -8,13 +8,13 @@ use super::super::lexicon::{ANIMALS, FOODS, Language, OBJECTS, Word};
 use super::{Exercise, Judge, Task};
 
 /// Numbers in sorting exercises are below this.
-const NUMBER_END: u32 = 31;
+const NUMBER_END: u32 = 21;
 
 /// The fewest and the most entries of a list to sort.
-const SORTED: std::ops::RangeInclusive<usize> = 3..=5;
+const SORTED: std::ops::RangeInclusive<usize> = 3..=4;
 
 /// The fewest and the most entries of a list to count.
-const COUNTED: std::ops::RangeInclusive<usize> = 3..=7;
+const COUNTED: std::ops::RangeInclusive<usize> = 3..=5;
 
 fn joined(numbers: &[u32]) -> String {
     let digits: Vec<String> = numbers.iter().map(u32::to_string).collect();
@@ -51,7 +51,7 @@ const KINDS: [(&[Word], (&str, &str)); 3] =
 
 impl WordList {
     /// Draws `length` different words of all kinds.
-    fn mixed(length: usize, rng: &mut Rng) -> Self {
+    pub(crate) fn mixed(length: usize, rng: &mut Rng) -> Self {
         let all: Vec<Word> = KINDS.iter().flat_map(|(words, _)| words.iter().copied()).collect();
         Self(some(&all, length, rng))
     }
@@ -68,7 +68,7 @@ impl WordList {
     /// Draws words, and the same in the order of the alphabet of `language`.
     pub(crate) fn sorted(language: Language, rng: &mut Rng) -> (Self, Self) {
         let (words, _) = one(&KINDS[..2], rng);
-        let list = Self(some(words, rng.random_range(3..=4), rng));
+        let list = Self(some(words, rng.random_range(SORTED), rng));
         let mut sorted = list.clone();
         sorted.0.sort_unstable_by_key(|word| word.in_(language));
         (list, sorted)

@@ -4,7 +4,7 @@ use rand::Rng as _;
 
 use super::super::Rng;
 use super::super::draw::one;
-use super::super::facts::{Fact, Village};
+use super::super::facts::{Fact, Kind, Village};
 use super::super::lexicon::Language;
 use super::{Exercise, Judge, Role, Task};
 
@@ -16,6 +16,21 @@ fn asked<'a>(village: &'a Village, language: Language, rng: &mut Rng) -> (&'a Fa
     let questions = fact.questions(language);
     let phrasing = rng.random_range(0..questions.len());
     (fact, phrasing, questions[phrasing].clone())
+}
+
+/// A question, its answer, and a wrong one: what is true of another subject.
+pub(crate) fn doubtful(village: &Village, language: Language, rng: &mut Rng) -> (Exercise, String) {
+    loop {
+        let (fact, phrasing, question) = asked(village, language, rng);
+        let alike: Vec<_> = village.facts().filter(|other| other.kind == fact.kind).collect();
+        let answer = fact.answer(language);
+        let wrong = one(&alike, rng).told_of(fact).answer(language);
+        // Facts asked from the other side have their subject in the answer, not in the question.
+        if wrong != answer && !matches!(fact.kind, Kind::PetOwner | Kind::TreasureOwner) {
+            let key = format!("{}/{phrasing}/{}", fact.key(), language.code());
+            return (Exercise::single(Task::Fact, language, key, question, answer), wrong);
+        }
+    }
 }
 
 /// A question, answered in its own language.
