@@ -71,8 +71,8 @@ fn cpp() -> cc::Build {
 fn libtorch() -> Result<PathBuf, String> {
     let dir = env::var_os("LIBTORCH").map(PathBuf::from).ok_or("LIBTORCH is not set")?;
     let header = dir.join("include/torch/headeronly/version.h");
-    let text = std::fs::read_to_string(&header)
-        .map_err(|e| format!("libtorch is not at {}: {}: {e}", dir.display(), header.display()))?;
+    let text = fs_err::read_to_string(&header)
+        .map_err(|e| format!("libtorch is not at {}: {e}", dir.display()))?;
     let version = text
         .split('"')
         .find(|part| part.starts_with(|c: char| c.is_ascii_digit()))

@@ -28,5 +28,7 @@ pub mod generator;
 pub mod head;
 pub mod memory;
 pub mod optim;
+#[cfg(test)]
+mod testing;
 
 pub use error::{Result, TorchError};

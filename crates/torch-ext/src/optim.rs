@@ -8,7 +8,7 @@ use crate::{Result, TorchError, ffi, foreach};
 
 /// Hyper-parameters of one [`fused_adamw`] call: one parameter group at one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AdamW {
+pub struct AdamWOptions {
     /// Learning rate.
     pub lr: f64,
     /// Decay of the first moment.
@@ -21,7 +21,7 @@ pub struct AdamW {
     pub weight_decay: f64,
 }
 
-/// What a loss-scaled step needs; both on the parameters' device, fp32, one element.
+/// What [`fused_adamw_scaled`] needs of the loss scale; both on the parameters' device, fp32, one element.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Scaling<'a> {
     /// The gradients are divided by this first (and left divided).
@@ -46,9 +46,33 @@ pub struct Scaling<'a> {
 pub fn fused_adamw<P, G, M, V, S>(
     params: &[P],
     grads: &[G],
-    (exp_avgs, exp_avg_sqs): (&[M], &[V]),
+    exp_avgs: &[M],
+    exp_avg_sqs: &[V],
     steps: &[S],
-    hyper: &AdamW,
+    options: &AdamWOptions,
+) -> Result<()>
+where
+    P: Borrow<Tensor>,
+    G: Borrow<Tensor>,
+    M: Borrow<Tensor>,
+    V: Borrow<Tensor>,
+    S: Borrow<Tensor>,
+{
+    let scaling = Scaling::default();
+    fused_adamw_scaled(params, grads, exp_avgs, exp_avg_sqs, steps, options, scaling)
+}
+
+/// [`fused_adamw`] on loss-scaled gradients, decided on the device: no value is read back.
+///
+/// # Errors
+/// As [`fused_adamw`].
+pub fn fused_adamw_scaled<P, G, M, V, S>(
+    params: &[P],
+    grads: &[G],
+    exp_avgs: &[M],
+    exp_avg_sqs: &[V],
+    steps: &[S],
+    options: &AdamWOptions,
     scaling: Scaling<'_>,
 ) -> Result<()>
 where
@@ -77,7 +101,7 @@ where
         ffi::ptrs(steps),
     ];
     let lists = owned.each_ref().map(Vec::as_ptr);
-    let hyper = [hyper.lr, hyper.beta1, hyper.beta2, hyper.weight_decay, hyper.eps];
+    let hyper = [options.lr, options.beta1, options.beta2, options.weight_decay, options.eps];
     // SAFETY: five lists of borrowed tensors, each `params.len()` long, and five numbers.
     let message = unsafe {
         ffi::te_adamw(

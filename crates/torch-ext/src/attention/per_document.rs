@@ -40,18 +40,9 @@ fn one(
         Some(window) if window < len => Some(window_mask(len, window, &q)?),
         _ => None,
     };
-    let causal = mask.is_none();
-    let grouped = q.size()[1] != k.size()[1];
-    let out = Tensor::f_scaled_dot_product_attention(
-        &q,
-        &k,
-        &v,
-        mask.as_ref(),
-        options.dropout_p,
-        causal,
-        options.scale,
-        grouped,
-    )?;
+    let (causal, grouped) = (mask.is_none(), q.size()[1] != k.size()[1]);
+    let (p, scale) = (options.dropout_p, options.scale);
+    let out = Tensor::f_scaled_dot_product_attention(&q, &k, &v, mask, p, causal, scale, grouped)?;
     out.f_squeeze_dim(0)?.f_transpose(0, 1)
 }
 

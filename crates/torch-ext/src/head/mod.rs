@@ -323,7 +323,7 @@ impl Sums {
     ) -> std::result::Result<(), tch::TchError> {
         let len = grad.size()[0];
         if let Some(sum) = &self.hidden {
-            grad.f_mm_out(&sum.f_narrow(0, start, len)?, inputs.weight)?;
+            let _ = grad.f_mm_out(&sum.f_narrow(0, start, len)?, inputs.weight)?;
         }
         if let Some(sum) = &mut self.weight {
             let hidden = inputs.hidden.f_narrow(0, start, len)?;
