@@ -19,6 +19,8 @@ mod layout;
 mod params;
 mod precision;
 mod random;
+#[cfg(test)]
+mod testing;
 pub mod weights;
 
 pub use config::{Architecture, ModelConfig};

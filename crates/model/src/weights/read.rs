@@ -91,7 +91,9 @@ impl WeightFiles {
                     shards.entry(shard).or_default().push(name);
                 }
                 _ => {
-                    return Err(fail(format!("`weight_map.{name}` is no plain file name: {shard}")));
+                    return Err(fail(format!(
+                        "`weight_map.{name}` is no plain file name: {shard}"
+                    )));
                 }
             }
         }
