@@ -13,9 +13,10 @@ const OP: &str = "checkpoint";
 /// `f` gets `inputs` (in forward as given, in backward as detached leaves) and may use other
 /// tensors it owns shallow clones of. Those that require a gradient must be listed in `params`;
 /// listed ones that do not are fine. Gradients go to `inputs` and `params` as one node's, exactly as
-/// if `f` had run with autograd on, and bit for bit the same where `f` is deterministic: the random
-/// generators of the CPU and of the inputs' CUDA device are set back for the second run of `f`, and
-/// forward again after it. Works when only `params` require gradients. With grad mode off it is just
+/// if `f` had run with autograd on: the random generators of the CPU and of the inputs' CUDA device are
+/// set back for the second run of `f`, and forward again after it. Bit for bit the same where `f` is
+/// deterministic (but a tensor that is used several times in one checkpoint and again in another has
+/// its gradients added in another order). Works when only `params` require gradients. With grad mode off it is just
 /// `f(inputs)`.
 ///
 /// `f` must not change tensors in place that it did not make, and must not have other lasting
@@ -171,5 +172,218 @@ impl Drop for Restore {
         // The states were read from these generators, so setting them cannot fail.
         let set = self.0.set();
         debug_assert!(set.is_ok(), "{set:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::testing::{generator_lock, random};
+    use tch::Kind;
+
+    const CPU: Device = Device::Cpu;
+
+    fn leaf(shape: &[i64], seed: u64, device: Device) -> Tensor {
+        random(shape, seed, Kind::Float, device)
+    }
+
+    /// An MLP with dropout on `x`; `w` and `b` may be leaves or not.
+    fn block(x: &Tensor, w: &Tensor, b: &Tensor) -> Tensor {
+        (x.matmul(w) + b).gelu("none").dropout(0.3, true) + x
+    }
+
+    fn owned<'a>(tensors: &[&'a Tensor]) -> Vec<Tensor> {
+        tensors.iter().map(|t| t.shallow_clone()).collect()
+    }
+
+    /// Two blocks that share their weights, checkpointed or not.
+    fn two_blocks(x: &Tensor, w: &Tensor, b: &Tensor, checkpointed: bool) -> Tensor {
+        let mut h = x.shallow_clone();
+        for _ in 0..2 {
+            h = if checkpointed {
+                let kept = owned(&[w, b]);
+                let f = move |x: &[Tensor]| Ok(vec![block(&x[0], &kept[0], &kept[1])]);
+                checkpoint(&[&h], &[w, b], f).unwrap().remove(0)
+            } else {
+                block(&h, w, b)
+            };
+        }
+        h.square().sum(Kind::Float)
+    }
+
+    /// Loss, gradients and the generator's state after a step, from a fixed seed.
+    fn step(device: Device, x_needs_grad: bool, checkpointed: bool) -> Vec<Tensor> {
+        tch::manual_seed(5);
+        let x = leaf(&[6, 8], 1, device).detach().set_requires_grad(x_needs_grad);
+        let (w, b) = (leaf(&[8, 8], 2, device), leaf(&[8], 3, device));
+        let mut loss = Tensor::new();
+        // The second micro-batch adds to the gradients of the first.
+        for _ in 0..2 {
+            loss = two_blocks(&x, &w, &b, checkpointed);
+            autograd::backward(&loss).unwrap();
+        }
+        let mut all = vec![loss.detach(), w.grad(), b.grad()];
+        if x_needs_grad {
+            all.push(x.grad());
+        }
+        all.push(generator::get_state(device).unwrap());
+        all
+    }
+
+    fn equals_no_checkpoint(device: Device) {
+        let _lock = generator_lock();
+        for x_needs_grad in [true, false] {
+            let plain = step(device, x_needs_grad, false);
+            let checkpointed = step(device, x_needs_grad, true);
+            assert!(plain.iter().zip(&checkpointed).all(|(a, b)| a.equal(b)));
+            assert!(plain[1].abs().sum(Kind::Float).double_value(&[]) > 0.0);
+        }
+    }
+
+    #[test]
+    fn gradients_are_bit_identical_and_the_generator_goes_on() {
+        equals_no_checkpoint(CPU);
+        if let Some(device) = crate::device::test_cuda("checkpointing") {
+            equals_no_checkpoint(device);
+        }
+    }
+
+    #[test]
+    fn the_generator_is_as_if_there_was_no_backward() {
+        let _lock = generator_lock();
+        let x = leaf(&[100], 1, CPU);
+        let out = checkpoint(&[&x], &[], |x| Ok(vec![x[0].dropout(0.5, true)])).unwrap();
+        let state = generator::get_state(CPU).unwrap();
+        autograd::backward(&out[0].sum(Kind::Float)).unwrap();
+        assert!(generator::get_state(CPU).unwrap().equal(&state));
+        // The mask was the same both times.
+        assert!((x.grad() * x.detach()).equal(&out[0].detach()));
+    }
+
+    #[test]
+    fn parameters_with_a_history_and_grad_work() {
+        let _lock = generator_lock();
+        let run = |checkpointed: bool| {
+            let (x, master, b) = (leaf(&[4, 8], 1, CPU), leaf(&[8, 8], 2, CPU), leaf(&[8], 3, CPU));
+            let w = &master * 2.0;
+            tch::manual_seed(1);
+            let loss = two_blocks(&x, &w, &b, checkpointed);
+            let grads = autograd::grad(&[&loss], &[None], &[&x, &master, &b], false).unwrap();
+            assert!(!master.grad().defined());
+            grads.into_iter().map(Option::unwrap).collect::<Vec<_>>()
+        };
+        assert!(run(true).iter().zip(&run(false)).all(|(a, b)| a.equal(b)));
+    }
+
+    #[test]
+    fn nested_checkpoints_and_several_outputs_work() {
+        let run = |checkpointed: bool| {
+            let (x, y, w) = (leaf(&[3, 3], 1, CPU), leaf(&[3, 3], 2, CPU), leaf(&[3, 3], 3, CPU));
+            let inner = move |x: &Tensor, w: &Tensor| -> anyhow::Result<Tensor> {
+                let kept = w.shallow_clone();
+                let f = move |x: &[Tensor]| Ok(vec![x[0].matmul(&kept).tanh()]);
+                Ok(checkpoint(&[x], &[w], f)?.remove(0))
+            };
+            let kept = w.shallow_clone();
+            let outer = move |t: &[Tensor]| {
+                let first = inner(&t[0], &kept)?;
+                let second = &first * &t[1];
+                Ok(vec![first, second, t[1].detach()])
+            };
+            let outputs = if checkpointed {
+                checkpoint(&[&x, &y], &[&w], outer).unwrap()
+            } else {
+                let h = x.matmul(&w).tanh();
+                vec![h.shallow_clone(), h * &y, y.detach()]
+            };
+            // The first output matters in neither case; the third has no gradient of its own.
+            autograd::backward(&(&outputs[1] * &outputs[2]).sum(Kind::Float)).unwrap();
+            [x.grad(), y.grad(), w.grad()]
+        };
+        assert!(run(true).iter().zip(&run(false)).all(|(a, b)| a.equal(b)));
+    }
+
+    #[test]
+    fn it_runs_once_forward_and_once_backward_and_lets_go() {
+        struct Count(Arc<AtomicUsize>, Arc<AtomicUsize>);
+        impl Drop for Count {
+            fn drop(&mut self) {
+                self.1.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        let (runs, drops) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let make = |x: &Tensor| {
+            let count = Count(runs.clone(), drops.clone());
+            let f = move |x: &[Tensor]| {
+                count.0.fetch_add(1, Ordering::SeqCst);
+                Ok(vec![&x[0] * 2.0])
+            };
+            checkpoint(&[x], &[], f).unwrap().remove(0)
+        };
+        let counts = || (runs.load(Ordering::SeqCst), drops.load(Ordering::SeqCst));
+        let x = leaf(&[4], 1, CPU);
+        let out = make(&x);
+        assert_eq!(counts(), (1, 0));
+        autograd::backward(&out.sum(Kind::Float)).unwrap();
+        assert_eq!(counts(), (2, 1));
+        drop(make(&x));
+        assert_eq!(counts(), (3, 2));
+        // Nothing to record: no second run, nothing kept.
+        let _ = make(&x.detach());
+        let _guard = GradMode::set(false);
+        assert!(!make(&x).requires_grad());
+        assert_eq!(counts(), (5, 4));
+    }
+
+    #[test]
+    fn a_parameter_that_is_not_listed_is_an_error() {
+        let (x, w) = (leaf(&[2, 3], 1, CPU), leaf(&[3, 5], 2, CPU));
+        let kept = w.shallow_clone();
+        let out = checkpoint(&[&x], &[], move |x| Ok(vec![x[0].matmul(&(&kept * 2.0))])).unwrap();
+        let error = autograd::backward(&out[0].sum(Kind::Float)).unwrap_err().to_string();
+        let want = "backward: checkpoint: the closure uses a tensor of shape [3, 5] that requires a \
+                    gradient and is neither an input nor in `params`; list it there";
+        assert_eq!(error, want);
+        assert!(!w.grad().defined());
+    }
+
+    #[test]
+    fn changes_between_forward_and_backward_are_errors() {
+        let (x, w) = (leaf(&[2, 3], 1, CPU), leaf(&[3, 5], 2, CPU));
+        let kept = w.shallow_clone();
+        let out = checkpoint(&[&x], &[&w], move |x| Ok(vec![x[0].matmul(&kept)])).unwrap();
+        let _ = tch::no_grad(|| w.shallow_clone().fill_(0.0));
+        let error = autograd::backward(&out[0].sum(Kind::Float)).unwrap_err().to_string();
+        assert!(
+            error.contains("a tensor of shape [3, 5] needed by backward was changed"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn errors_and_panics_of_the_closure_come_out() {
+        let x = leaf(&[2], 1, CPU);
+        let error = checkpoint(&[&x], &[], |_| anyhow::bail!("no such layer")).unwrap_err();
+        assert_eq!(error.to_string(), "checkpoint: no such layer");
+        let second_run = |on_second: fn() -> anyhow::Result<Vec<Tensor>>| {
+            let runs = AtomicUsize::new(0);
+            let f = move |x: &[Tensor]| {
+                if runs.fetch_add(1, Ordering::SeqCst) == 0 {
+                    Ok(vec![&x[0] * 2.0])
+                } else {
+                    on_second()
+                }
+            };
+            let out = checkpoint(&[&x], &[], f).unwrap();
+            autograd::backward(&out[0].sum(Kind::Float)).unwrap_err().to_string()
+        };
+        assert_eq!(second_run(|| anyhow::bail!("later")), "backward: later");
+        assert_eq!(second_run(|| panic!("later still")), "backward: panic: later still");
+        let error = second_run(|| Ok(vec![]));
+        assert_eq!(error, "backward: the closure returned 0 outputs in backward, 1 in forward");
+        assert!(autograd::grad_enabled());
     }
 }

@@ -54,7 +54,13 @@ static Tensor norm(const std::vector<Tensor>& tensors) {
     return t.is_cpu() && t.scalar_type() != at::kDouble;
   });
   if (own_kernel) return norm_cpu(tensors);
-  return at::linalg_vector_norm(at::stack(at::_foreach_norm(tensors, 2, at::kFloat)), 2);
+  std::vector<Tensor> wide, narrow;
+  for (const auto& tensor : tensors) (tensor.scalar_type() == at::kDouble ? wide : narrow).push_back(tensor);
+  std::vector<Tensor> norms;
+  if (!narrow.empty()) norms = at::_foreach_norm(narrow, 2, at::kFloat);
+  if (!wide.empty())
+    for (const auto& n : at::_foreach_norm(wide, 2)) norms.push_back(n.to(at::kFloat));
+  return at::linalg_vector_norm(at::stack(norms), 2);
 }
 
 }  // namespace te
@@ -123,6 +129,9 @@ char* te_adamw(const List* lists, size_t n, const double* hyper, Tensor* grad_sc
     at::_fused_adamw_(list(lists[0], n), list(lists[1], n), list(lists[2], n), list(lists[3], n), {}, steps,
                       hyper[0], hyper[1], hyper[2], hyper[3], hyper[4], false, false, optional(grad_scale),
                       optional(found_inf));
+    // libtorch's kernel does not mark its outputs as changed.
+    for (int which : {0, 2, 3})
+      for (const auto& tensor : list(lists[which], n)) tensor.unsafeGetTensorImpl()->bump_version();
     // A step that was not taken does not count.
     if (found_inf) at::_foreach_sub_(steps, std::vector<Tensor>(n, found_inf->reshape({})));
   });

@@ -221,6 +221,9 @@ impl Drop for GradMode {
     }
 }
 
+#[cfg(test)]
+mod tests;
+
 type Closure = Box<dyn FnMut(&[Option<Tensor>]) -> anyhow::Result<Gradients> + Send>;
 
 /// Called by the shim's node. Returns 0, or 1 with `message` set.
@@ -268,16 +271,23 @@ unsafe extern "C" fn drop_closure(closure: *mut c_void) {
         // SAFETY: the pointer `custom` made, given back once.
         drop(unsafe { Box::from_raw(closure.cast::<Closure>()) });
     };
-    // A panic while dropping has nobody to go to: the panic hook has reported it.
-    drop(catch_unwind(AssertUnwindSafe(run)));
+    // A panic while dropping has nobody to go to: the panic hook has reported it. Its payload could
+    // panic again.
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(run)) {
+        std::mem::forget(payload);
+    }
 }
 
-/// The text of a panic's payload, its first line (libtorch's C++ backtrace follows it).
-pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> String {
+/// The text of a panic's payload. Of tch's panics only what libtorch says, not its C++ backtrace.
+fn panic_text(payload: &(dyn Any + Send)) -> String {
     let text = payload
         .downcast_ref::<&str>()
-        .map(|s| (*s).to_owned())
-        .or_else(|| payload.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "(no message)".to_owned());
-    text.split("\\nException raised").next().and_then(|t| t.lines().next()).unwrap_or("").to_owned()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no message)");
+    match text.strip_prefix("called `Result::unwrap()` on an `Err` value: Torch(\"") {
+        Some(message) => message.split("\\nException raised").next().unwrap_or(message),
+        None => text,
+    }
+    .to_owned()
 }
