@@ -1,2 +1,123 @@
-//! data-prep
-fn main() {}
+//! data-prep: turns raw records into token sets, and trains or takes over the tokenizer they need.
+//!
+//! Reads text, JSON, CSV or Parquet (or the generator of the quickstart's world), and writes into its
+//! run directory:
+//!
+//! ```text
+//! tokenizer/                        tokenizer.json, tokenizer_config.json with the chat template,
+//!                                   special_tokens_map.json, generation_config.json with the stop ids
+//! data/<set>/train.parquet          token rows
+//! data/<set>/validation.parquet     token rows
+//! data/<set>/prompts.parquet        held-out prompts, for records that carry a checker
+//! manifest.json                     with what was read, kept and dropped, and why
+//! ```
+//!
+//! The same input, config and seed give the same bytes, whatever the number of threads.
+
+mod clean;
+mod config;
+mod dedup;
+mod plan;
+mod prepare;
+mod preview;
+mod report;
+mod tokenise;
+mod vocabulary;
+#[expect(unreachable_pub, reason = "the generator is written as a library would be")]
+mod world;
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use data::encode::TokenRow;
+use data::tokenizer::Tokenizer;
+use serde_json::{Map, Value, json};
+use stage::{Context, Info, Progress};
+
+use crate::config::Config;
+use crate::plan::{Plan, TokenizerPlan};
+use crate::preview::Style;
+
+const INFO: Info = Info {
+    name: "data-prep",
+    about: "Turns raw records into token sets, and trains or takes over a tokenizer.",
+    reads: "text, JSON, CSV or Parquet files, plain or compressed; or the quickstart's generator",
+    writes: "tokenizer/, data/<set>/{train,validation,prompts}.parquet, manifest.json",
+    example: "data-prep --config configs/data-prep.toml --set tokenizer.train.vocab_size=4096",
+};
+
+/// The most tokens of a row that the preview shows.
+const PREVIEW_TOKENS: usize = 160;
+
+fn main() -> ExitCode {
+    stage::main::<Config>(&INFO, run)
+}
+
+fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Map<String, Value>> {
+    record_inputs(ctx, &plan)?;
+    let vocabulary = vocabulary::get(&plan, &|| Ok(ctx.check_interrupt()?))?;
+    let tokenizer = &vocabulary.tokenizer;
+    tokenizer.save(ctx.run_dir.tokenizer_dir())?;
+    ctx.tokenizer = Some(tokenizer.digest());
+    ctx.chat_template = vocabulary.template.as_ref().map(data::template::ChatTemplate::digest);
+
+    let mut sets = Map::new();
+    let mut text = String::new();
+    for warning in &vocabulary.warnings {
+        text.push_str(&format_warning(warning));
+    }
+    for set in &plan.datasets {
+        let progress = Progress::new(&set.name, None);
+        let mut tick = |read| {
+            progress.set_position(read);
+            Ok(ctx.check_interrupt()?)
+        };
+        let output = tokenise::write_set(&ctx.run_dir, set, &plan, &vocabulary, &mut tick)
+            .with_context(|| format!("data set `{}`", set.name))?;
+        progress.finish();
+        text.push_str(&output.report.lines(&set.name));
+        text.push_str(&preview_of(tokenizer, &output.preview));
+        sets.insert(set.name.clone(), output.report.to_json()?);
+    }
+    // A closed stdout (`| head`) does not make the data wrong.
+    let _ = io::stdout().write_all(text.as_bytes());
+    let stop = tokenizer.stop_ids(None);
+    Ok(Map::from_iter([
+        ("vocab_size".to_owned(), json!(tokenizer.vocab_size())),
+        ("stop_ids".to_owned(), json!(stop)),
+        ("warnings".to_owned(), json!(vocabulary.warnings)),
+        ("datasets".to_owned(), Value::Object(sets)),
+    ]))
+}
+
+fn format_warning(warning: &str) -> String {
+    format!("warning: {warning}\n")
+}
+
+/// Every file read goes into the manifest with its digest; a folder as a whole.
+fn record_inputs(ctx: &mut Context, plan: &Plan) -> anyhow::Result<()> {
+    if let TokenizerPlan::Existing(existing) = &plan.tokenizer {
+        ctx.input("tokenizer", &existing.path)?;
+    }
+    if let Some(path) = &plan.chat_template_file {
+        ctx.input("chat_template", path)?;
+    }
+    for set in &plan.datasets {
+        if let Some(source) = &set.source {
+            for path in source.inputs() {
+                ctx.input(&format!("datasets.{}", set.name), path)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn preview_of(tokenizer: &Tokenizer, rows: &[TokenRow]) -> String {
+    let colour = io::stdout().is_terminal();
+    let style = if colour { Style::Colour } else { Style::Brackets };
+    let line = |row: &TokenRow| {
+        format!("    {}\n", preview::row(tokenizer, row, PREVIEW_TOKENS, style))
+    };
+    rows.iter().map(line).collect()
+}

@@ -207,8 +207,9 @@ impl Batcher {
 fn divide(lengths: &[usize], limit: usize) -> Vec<Vec<usize>> {
     let mut by_length: Vec<usize> = (0..lengths.len()).collect();
     by_length.sort_by_key(|&index| (std::cmp::Reverse(lengths[index]), index));
-    let total: usize = lengths.iter().sum();
-    let mut count = total.div_ceil(limit.max(1)).clamp(1, lengths.len());
+    let (long, short): (Vec<usize>, Vec<usize>) = lengths.iter().partition(|l| **l >= limit);
+    let needed = long.len() + short.iter().sum::<usize>().div_ceil(limit.max(1));
+    let mut count = needed.clamp(1, lengths.len());
     loop {
         let mut loads = vec![0; count];
         let mut members: Vec<Vec<usize>> = vec![Vec::new(); count];

@@ -6,7 +6,7 @@
 //! [`Cursor`] of the next row is all there is to save.
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::path::{Path, PathBuf};
 

@@ -306,6 +306,20 @@ impl Source {
         self.files.iter().map(|(path, _)| path.as_path())
     }
 
+    /// What was named, for a record of what was read: a folder as the folder, a pattern as the files
+    /// that it matches.
+    pub fn inputs(&self) -> Vec<&Path> {
+        let mut inputs: Vec<&Path> = Vec::new();
+        for (path, _) in &self.files {
+            let folder = self.specs.iter().map(Path::new).find(|s| s.is_dir() && path.starts_with(s));
+            let input = folder.unwrap_or(path);
+            if !inputs.contains(&input) {
+                inputs.push(input);
+            }
+        }
+        inputs
+    }
+
     /// An iterator over all records. A row error (see [`RecordError::is_row`]) may be skipped by
     /// calling `next` again; after any other error the iterator ends. A source without a single
     /// record gives [`RecordError::Empty`].

@@ -10,7 +10,7 @@
 mod files;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod train;
 
 use std::collections::HashMap;

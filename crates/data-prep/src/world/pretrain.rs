@@ -30,11 +30,11 @@ enum Genre {
 
 /// How many of a hundred documents are of each genre.
 const SHARES: [(Genre, u32); 6] = [
-    (Genre::Profile, 36),
-    (Genre::Survey, 8),
+    (Genre::Profile, 28),
+    (Genre::Survey, 6),
     (Genre::Story, 14),
-    (Genre::Parallel, 18),
-    (Genre::Lists, 18),
+    (Genre::Parallel, 24),
+    (Genre::Lists, 22),
     (Genre::Song, 6),
 ];
 
@@ -113,7 +113,7 @@ fn parallel(language: Language, split: Split, rng: &mut Rng) -> String {
 /// What one sings, another sings again.
 fn song(language: Language, rng: &mut Rng) -> String {
     let (first, second) = two(PEOPLE, rng);
-    let length = rng.random_range(4..=8);
+    let length = rng.random_range(4..=6);
     let words = WordList::mixed(length, rng).text(language);
     let slots = Slots::new().word("who", first).word("friend", second).text("song", &words, &words);
     let template = language.of((

@@ -26,18 +26,9 @@ const TEMPLATES: &[(&str, &str)] = &[
         "{who:은} {place}에서 {colour} {animal:을} 봐요.",
     ),
     ("The {animal} plays at the {place}.", "{animal:은} {place}에서 놀아요."),
-    ("{who} buys {food} and {object:a}.", "{who:은} {food:과} {object:을} 사요."),
-    (
-        "{who} carries a {colour} {object} to the {place}.",
-        "{who:은} {colour} {object:을} {place:으로} 가져가요.",
-    ),
     ("The {colour} {animal} runs to the {place}.", "{colour} {animal:은} {place:으로} 달려가요."),
     ("{who} waits for {friend} at the {place}.", "{who:은} {place}에서 {friend:을} 기다려요."),
-    ("{who} is at the {place} with a {animal}.", "{who:은} {animal:과} 함께 {place}에 있어요."),
-    ("{who} paints {object:a} {colour}.", "{who:은} {object:을} {dye:으로} 칠해요."),
     ("{who} cooks {food} for {friend}.", "{who:은} {friend:을} 위해 {food:을} 요리해요."),
-    ("{who} goes to the {place} {time}.", "{who:은} {time} {place}에 가요."),
-    ("{who} meets {friend} {time}.", "{who:은} {time} {friend:을} 만나요."),
     ("{who} looks for a {colour} {object}.", "{who:은} {colour} {object:을} 찾아요."),
     ("{who} talks with {friend} about {food}.", "{who:은} {friend:과} {food} 이야기를 해요."),
 ];

@@ -10,11 +10,11 @@ use super::{Exercise, Judge, Task};
 /// Numbers in sorting exercises are below this.
 const NUMBER_END: u32 = 21;
 
-/// The fewest and the most entries of a list to sort.
-const SORTED: std::ops::RangeInclusive<usize> = 3..=4;
+/// Entries of a list to sort.
+const SORTED: usize = 3;
 
 /// The fewest and the most entries of a list to count.
-const COUNTED: std::ops::RangeInclusive<usize> = 3..=5;
+const COUNTED: std::ops::RangeInclusive<usize> = 3..=4;
 
 fn joined(numbers: &[u32]) -> String {
     let digits: Vec<String> = numbers.iter().map(u32::to_string).collect();
@@ -24,8 +24,7 @@ fn joined(numbers: &[u32]) -> String {
 /// A list of different numbers and the same in rising order, both as text.
 pub(crate) fn numbers_in_order(rng: &mut Rng) -> (String, String) {
     let all: Vec<u32> = (1..NUMBER_END).collect();
-    let length = rng.random_range(SORTED);
-    let numbers = some(&all, length, rng);
+    let numbers = some(&all, SORTED, rng);
     let mut sorted = numbers.clone();
     sorted.sort_unstable();
     (joined(&numbers), joined(&sorted))
@@ -68,7 +67,7 @@ impl WordList {
     /// Draws words, and the same in the order of the alphabet of `language`.
     pub(crate) fn sorted(language: Language, rng: &mut Rng) -> (Self, Self) {
         let (words, _) = one(&KINDS[..2], rng);
-        let list = Self(some(words, rng.random_range(SORTED), rng));
+        let list = Self(some(words, SORTED, rng));
         let mut sorted = list.clone();
         sorted.0.sort_unstable_by_key(|word| word.in_(language));
         (list, sorted)

@@ -1,0 +1,281 @@
+//! Records to cleaned, filtered, deduplicated examples, in order and in bounded memory.
+//!
+//! A chunk of records is mapped, cleaned and fingerprinted in parallel; what depends on the records
+//! before it (duplicates) is then decided one after another. So the result does not depend on the
+//! number of threads, and memory holds one chunk and the fingerprints.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+use data::format::{Example, FormatError, Mapped, Mapper, Message};
+use data::records::{Origin, Record, RecordError};
+use rayon::prelude::*;
+use serde_json::{Map, Value};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::clean;
+use crate::config::{BadRecords, DatasetConfig};
+use crate::dedup::{Fingerprint, Hasher, Repeat, Seen};
+use crate::plan::DatasetPlan;
+
+/// A chunk ends after this many records ...
+const CHUNK_RECORDS: usize = 2048;
+/// ... or about this many bytes of text.
+const CHUNK_BYTES: usize = 8 << 20;
+
+/// The part of the data that a row belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Split {
+    Train,
+    Validation,
+}
+
+/// An example that was kept.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) mapped: Mapped,
+    pub(crate) origin: Origin,
+    pub(crate) split: Split,
+    /// A hash of the text, for sampling.
+    pub(crate) hash: u64,
+}
+
+/// How many records were read, and why some were dropped.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Counts {
+    pub(crate) read: u64,
+    pub(crate) dropped: BTreeMap<&'static str, u64>,
+}
+
+impl Counts {
+    pub(crate) fn drop(&mut self, reason: &'static str) {
+        *self.dropped.entry(reason).or_default() += 1;
+    }
+}
+
+/// Where records come from: files, or a generator.
+pub(crate) type RecordIter = Box<dyn Iterator<Item = Result<Record, RecordError>>>;
+
+/// See the module's text.
+pub(crate) struct Prepare<'a> {
+    examiner: Examiner<'a>,
+    records: RecordIter,
+    seen: Seen,
+    pub(crate) counts: Counts,
+}
+
+/// What needs one record only and is done in parallel.
+struct Examiner<'a> {
+    config: &'a DatasetConfig,
+    seed: u64,
+    mapper: Mapper,
+    hasher: Hasher,
+}
+
+/// What the parallel part makes of one record.
+enum Outcome {
+    Keep(Box<Prepared>, Fingerprint),
+    Drop(&'static str),
+    Fail(anyhow::Error),
+}
+
+impl<'a> Prepare<'a> {
+    pub(crate) fn new(set: &'a DatasetPlan, seed: u64) -> anyhow::Result<Self> {
+        let config = &set.config;
+        let mapper = Mapper::new(config.kind, &config.mapping)?;
+        let hasher = Hasher::new(&config.dedup);
+        Ok(Self {
+            examiner: Examiner { config, seed, mapper, hasher },
+            records: set.open()?,
+            seen: Seen::new(&config.dedup),
+            counts: Counts::default(),
+        })
+    }
+
+    /// The next kept examples; `None` at the end. A chunk may be empty.
+    pub(crate) fn next_chunk(&mut self) -> anyhow::Result<Option<Vec<Prepared>>> {
+        let chunk = self.read_chunk()?;
+        if chunk.is_empty() {
+            return Ok(None);
+        }
+        let examiner = &self.examiner;
+        let outcomes: Vec<Outcome> =
+            chunk.into_par_iter().map(|item| examiner.examine(item)).collect();
+        let mut kept = Vec::with_capacity(outcomes.len());
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Fail(error) => return Err(error),
+                Outcome::Drop(reason) => self.counts.drop(reason),
+                Outcome::Keep(prepared, fingerprint) => match self.seen.admit(&fingerprint) {
+                    Ok(()) => kept.push(*prepared),
+                    Err(Repeat::Exact) => self.counts.drop("exact duplicate"),
+                    Err(Repeat::Near) => self.counts.drop("near duplicate"),
+                },
+            }
+        }
+        Ok(Some(kept))
+    }
+
+    fn read_chunk(&mut self) -> anyhow::Result<Vec<Result<Record, RecordError>>> {
+        let mut chunk = Vec::new();
+        let mut bytes = 0;
+        while chunk.len() < CHUNK_RECORDS && bytes < CHUNK_BYTES {
+            match self.records.next() {
+                None => break,
+                Some(Err(error)) if !error.is_row() => return Err(error.into()),
+                Some(item) => {
+                    self.counts.read += 1;
+                    bytes += item.as_ref().map_or(0, |record| fields_size(&record.fields));
+                    chunk.push(item);
+                }
+            }
+        }
+        Ok(chunk)
+    }
+}
+
+impl Examiner<'_> {
+    fn examine(&self, item: Result<Record, RecordError>) -> Outcome {
+        let config = self.config;
+        let skip = config.bad_records == BadRecords::Skip;
+        let record = match item {
+            Ok(record) => record,
+            Err(error) if skip => return Outcome::Drop(unreadable(&error)),
+            Err(error) => return Outcome::Fail(error.into()),
+        };
+        let mut mapped = match self.mapper.map(&record) {
+            Ok(mapped) => mapped,
+            Err(error) if skip && of_record(&error) => return Outcome::Drop("unusable fields"),
+            Err(error) => return Outcome::Fail(error.into()),
+        };
+        clean::example(&mut mapped.example, config.clean);
+        if blank(&mapped.example) {
+            return Outcome::Drop("empty");
+        }
+        let chars = count_chars(&mapped.example);
+        if config.filter.min_chars.is_some_and(|least| chars < least) {
+            return Outcome::Drop("fewer characters than min_chars");
+        }
+        if config.filter.max_chars.is_some_and(|most| chars > most) {
+            return Outcome::Drop("more characters than max_chars");
+        }
+        let text = whole_text(&mapped.example);
+        let split = match self.split(&record, &mapped.example) {
+            Ok(split) => split,
+            Err(error) => return Outcome::Fail(error),
+        };
+        let hash = xxh3_64_with_seed(text.as_bytes(), self.seed);
+        let prepared = Prepared { mapped, origin: record.origin, split, hash };
+        Outcome::Keep(Box::new(prepared), self.hasher.fingerprint(&text))
+    }
+
+    /// By the record's own field where the config names one; else by a hash of the prompt (text: of the
+    /// whole), so that all answers to one prompt are in one split, wherever the record stands.
+    fn split(&self, record: &Record, example: &Example) -> anyhow::Result<Split> {
+        let config = self.config;
+        if let Some(field) = &config.split_field {
+            return split_named(record, field);
+        }
+        let hash = xxh3_64_with_seed(prompt_text(example).as_bytes(), self.seed);
+        let place = (hash >> 11) as f64 / (1_u64 << 53) as f64;
+        Ok(if place < config.validation_fraction { Split::Validation } else { Split::Train })
+    }
+}
+
+fn split_named(record: &Record, field: &str) -> anyhow::Result<Split> {
+    let origin = &record.origin;
+    let name = record.fields.get(field).and_then(Value::as_str);
+    let name = name.with_context(|| format!("{origin}: no text in split_field `{field}`"))?;
+    match name.trim() {
+        "train" => Ok(Split::Train),
+        "validation" | "valid" | "val" | "dev" | "eval" | "test" | "held-out" => {
+            Ok(Split::Validation)
+        }
+        other => anyhow::bail!(
+            "{origin}: split_field `{field}` says `{other}`; it must be one of train, validation, \
+             valid, val, dev, eval, test, held-out"
+        ),
+    }
+}
+
+fn unreadable(error: &RecordError) -> &'static str {
+    match error {
+        RecordError::Utf8 { .. } => "invalid UTF-8",
+        RecordError::Json { .. } => "invalid JSON",
+        RecordError::NotObject { .. } => "not an object",
+        _ => "wrong number of columns",
+    }
+}
+
+fn of_record(error: &FormatError) -> bool {
+    matches!(
+        error,
+        FormatError::Render { .. }
+            | FormatError::Unrecognised { .. }
+            | FormatError::Missing { .. }
+            | FormatError::Field { .. }
+    )
+}
+
+fn fields_size(fields: &Map<String, Value>) -> usize {
+    fn size(value: &Value) -> usize {
+        match value {
+            Value::String(text) => text.len(),
+            Value::Array(items) => items.iter().map(size).sum(),
+            Value::Object(fields) => fields_size(fields),
+            _ => 8,
+        }
+    }
+    fields.values().map(size).sum()
+}
+
+fn blank(example: &Example) -> bool {
+    match example {
+        Example::Text { text } => text.trim().is_empty(),
+        Example::Chat { messages } => {
+            messages.iter().all(|m| !m.counts() || m.content.trim().is_empty())
+        }
+        Example::Completion { completion, .. } => completion.trim().is_empty(),
+    }
+}
+
+fn count_chars(example: &Example) -> usize {
+    match example {
+        Example::Text { text } => text.chars().count(),
+        Example::Chat { messages } => messages.iter().map(|m| m.content.chars().count()).sum(),
+        Example::Completion { prompt, completion } => {
+            prompt.chars().count() + completion.chars().count()
+        }
+    }
+}
+
+fn turns<'m>(messages: impl Iterator<Item = &'m Message>) -> String {
+    messages.map(|m| format!("{}\n{}\n", m.role, m.content)).collect()
+}
+
+/// All the text of an example, for hashing.
+fn whole_text(example: &Example) -> String {
+    match example {
+        Example::Text { text } => text.clone(),
+        Example::Chat { messages } => turns(messages.iter()),
+        Example::Completion { prompt, completion } => format!("{prompt}{completion}"),
+    }
+}
+
+/// What comes before the first counted part.
+fn prompt_text(example: &Example) -> String {
+    match example {
+        Example::Text { text } => text.clone(),
+        Example::Chat { messages } => turns(messages.iter().take_while(|m| !m.counts())),
+        Example::Completion { prompt, .. } => prompt.clone(),
+    }
+}
+
+/// The texts of an example that a tokenizer is trained on.
+pub(crate) fn texts(example: Example) -> Vec<String> {
+    match example {
+        Example::Text { text } => vec![text],
+        Example::Chat { messages } => messages.into_iter().map(|m| m.content).collect(),
+        Example::Completion { prompt, completion } => vec![prompt, completion],
+    }
+}

@@ -1,0 +1,117 @@
+//! Shows rows token by token with their mask, for a person to check.
+
+use std::fmt::Write as _;
+
+use data::encode::TokenRow;
+use data::tokenizer::Tokenizer;
+
+const COUNTED: &str = "\u{1b}[32m";
+const UNCOUNTED: &str = "\u{1b}[2m";
+const RESET: &str = "\u{1b}[0m";
+
+/// How tokens are told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// Green for counted tokens, dim for the others.
+    Colour,
+    /// Counted runs in `⟦ ⟧`.
+    Brackets,
+}
+
+/// The first tokens of a row, divided by `·`; what counts in the loss is marked.
+pub(crate) fn row(tokenizer: &Tokenizer, row: &TokenRow, most: usize, style: Style) -> String {
+    let mut out = String::new();
+    let mut inside = false;
+    let shown = row.ids.len().min(most);
+    for (index, (&id, &counts)) in row.ids.iter().zip(&row.mask).take(shown).enumerate() {
+        // The first token of a row is never predicted.
+        let counts = counts && index > 0;
+        if index == 0 || counts != inside {
+            change(&mut out, index > 0 && inside, counts, style);
+            inside = counts;
+        } else {
+            out.push('·');
+        }
+        out.push_str(&spell(tokenizer, id));
+    }
+    match style {
+        Style::Colour => out.push_str(RESET),
+        Style::Brackets if inside => out.push('⟧'),
+        Style::Brackets => {}
+    }
+    if shown < row.ids.len() {
+        let _ = write!(out, " … and {} more tokens", row.ids.len() - shown);
+    }
+    out
+}
+
+fn change(out: &mut String, was: bool, counts: bool, style: Style) {
+    match (style, was, counts) {
+        (Style::Colour, _, true) => out.extend([RESET, COUNTED]),
+        (Style::Colour, _, false) => out.extend([RESET, UNCOUNTED]),
+        (Style::Brackets, _, true) => out.push('⟦'),
+        (Style::Brackets, true, false) => out.push('⟧'),
+        (Style::Brackets, false, false) => {}
+    }
+}
+
+/// A token as text; bytes that are no character by themselves as `<id>`.
+fn spell(tokenizer: &Tokenizer, id: u32) -> String {
+    // Decoding alone would drop a leading space in SentencePiece-like vocabularies.
+    let raw = tokenizer.id_to_token(id).unwrap_or_default();
+    let text = if raw.contains('▁') {
+        raw.replace('▁', " ")
+    } else {
+        tokenizer.decode(&[id], false).unwrap_or_default()
+    };
+    if text.is_empty() || text.contains('\u{FFFD}') {
+        return format!("<{id}>");
+    }
+    text.replace('\n', "⏎").replace('\t', "⇥")
+}
+
+#[cfg(test)]
+mod tests {
+    use data::tokenizer::BpeOptions;
+
+    use super::*;
+
+    fn tokenizer() -> Tokenizer {
+        let texts = ["ab ab ab", "나비 나비 나비"].map(str::to_owned);
+        let options = BpeOptions { vocab_size: 280, ..BpeOptions::default() };
+        Tokenizer::train_bpe(texts.into_iter(), &options).unwrap()
+    }
+
+    fn masked(tokenizer: &Tokenizer, text: &str, from: usize) -> TokenRow {
+        let ids = tokenizer.encode(text, false).unwrap().ids;
+        let mask = (0..ids.len()).map(|index| index >= from).collect();
+        TokenRow { ids, mask }
+    }
+
+    #[test]
+    fn counted_runs_are_bracketed_or_coloured() {
+        let tokenizer = tokenizer();
+        let text = "<|user|>ab<|assistant|>ab\n<|end|>";
+        let example = masked(&tokenizer, text, 3);
+        assert_eq!(
+            row(&tokenizer, &example, 100, Style::Brackets),
+            "<|user|>·ab·<|assistant|>⟦ab·⏎·<|end|>⟧"
+        );
+        assert_eq!(
+            row(&tokenizer, &example, 100, Style::Colour),
+            "\u{1b}[0m\u{1b}[2m<|user|>·ab·<|assistant|>\u{1b}[0m\u{1b}[32mab·⏎·<|end|>\u{1b}[0m"
+        );
+        assert_eq!(
+            row(&tokenizer, &example, 4, Style::Brackets),
+            "<|user|>·ab·<|assistant|>⟦ab⟧ … and 2 more tokens"
+        );
+    }
+
+    #[test]
+    fn the_first_token_never_counts_and_pieces_of_characters_show_their_id() {
+        let tokenizer = tokenizer();
+        let example = masked(&tokenizer, "다", 0);
+        let shown = row(&tokenizer, &example, 9, Style::Brackets);
+        assert!(shown.starts_with('<') && shown.contains("⟦<"), "{shown}");
+    }
+}
