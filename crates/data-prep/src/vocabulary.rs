@@ -218,8 +218,8 @@ mod tests {
         };
         let up: Vec<u64> = (0..64).collect();
         let down: Vec<u64> = (0..64).rev().collect();
-        // Ten texts of four bytes fit; the bound is halved from 64 to 8 of them.
-        let expected: Vec<String> = (0..8).map(|n| format!("{n:04}")).collect();
+        // Ten texts of four bytes fit; the bound is halved from 64 steps to 8, which keeps 0 to 8.
+        let expected: Vec<String> = (0..=8).map(|n| format!("{n:04}")).collect();
         assert_eq!(run(&up), expected);
         assert_eq!(run(&down), expected);
     }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::template::{CHAT, INSTRUCTION, SpecialTokens};
+use crate::template::{CHAT, INSTRUCTION};
 use crate::tokenizer::BpeOptions;
 use crate::tokenizer::tests::metaspace;
 

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use csv::{ByteRecord, ErrorKind, ReaderBuilder};
+use csv::{ByteRecord, ErrorKind, ReaderBuilder, Terminator};
 use serde_json::{Map, Value};
 
 use super::open::Stream;
@@ -39,6 +39,8 @@ pub(super) fn open(
     let mut reader = ReaderBuilder::new()
         .delimiter(delimiter)
         .quoting(delimiter == b',')
+        // Taking CRLF for a terminator, the reader would count lines wrongly; see `read`.
+        .terminator(Terminator::Any(b'\n'))
         .has_headers(false)
         .flexible(true)
         .from_reader(Metered { stream, since_row: 0 });
@@ -70,7 +72,36 @@ fn read(
     file: &Arc<Path>,
     seen: u64,
 ) -> Result<bool, RecordError> {
-    reader.get_mut().since_row = 0;
+    loop {
+        reader.get_mut().since_row = 0;
+        let more = read_once(reader, row, file, seen)?;
+        if !(more && row.len() == 1 && &row[0] == b"\r") {
+            if row.iter().next_back().is_some_and(|last| last.ends_with(b"\r")) {
+                row_without_cr(row);
+            }
+            return Ok(more);
+        }
+    }
+}
+
+/// Takes the `\r` of a CRLF off the last field.
+fn row_without_cr(row: &mut ByteRecord) {
+    let position = row.position().cloned();
+    let last = row.len() - 1;
+    let mut trimmed = ByteRecord::with_capacity(row.as_slice().len(), row.len());
+    for (index, field) in row.iter().enumerate() {
+        trimmed.push_field(if index == last { &field[..field.len() - 1] } else { field });
+    }
+    trimmed.set_position(position);
+    *row = trimmed;
+}
+
+fn read_once(
+    reader: &mut csv::Reader<Metered>,
+    row: &mut ByteRecord,
+    file: &Arc<Path>,
+    seen: u64,
+) -> Result<bool, RecordError> {
     reader.read_byte_record(row).map_err(|error| {
         let message = error.to_string();
         match error.into_kind() {

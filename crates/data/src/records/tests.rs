@@ -130,12 +130,12 @@ fn json_arrays_sequences_and_nested_arrays_are_streamed() {
 #[test]
 fn csv_and_tsv_follow_their_quoting_rules() {
     let folder = Folder::new();
-    let path = folder.write("a.csv", "\u{FEFF}Q,A,\r\n\"안녕, 나비\",\"두 줄\r\n답 \"\"야옹\"\"\",0\r\nx,,1\r\n");
+    let path = folder.write("a.csv", "\u{FEFF}Q,A,\r\n\r\n\"안녕, 나비\",\"두 줄\r\n답 \"\"야옹\"\"\",0\r\nx,,1\r\n");
     assert_eq!(
         read(&path),
         [
-            Ok((2, json!({"Q": "안녕, 나비", "A": "두 줄\r\n답 \"야옹\"", "column_3": "0"}))),
-            Ok((4, json!({"Q": "x", "A": "", "column_3": "1"})))
+            Ok((3, json!({"Q": "안녕, 나비", "A": "두 줄\r\n답 \"야옹\"", "column_3": "0"}))),
+            Ok((5, json!({"Q": "x", "A": "", "column_3": "1"})))
         ]
     );
     let path = folder.write("a.tsv", "a\tb\n\"x\ty\"\n");
@@ -153,7 +153,7 @@ fn parquet_rows_become_records() {
         StructArray,
     };
     use arrow::datatypes::{DataType, Field, Int32Type};
-    use parquet::arrow::ArrowWriter;
+    use ::parquet::arrow::ArrowWriter;
 
     let text: ArrayRef = Arc::new(StringArray::from(vec![Some("나비"), None]));
     let number: ArrayRef = Arc::new(Int64Array::from(vec![-3, i64::MAX]));
@@ -201,7 +201,7 @@ fn parquet_rows_become_records() {
 #[test]
 fn parquet_columns_of_other_types_are_refused() {
     use arrow::array::{ArrayRef, BinaryArray, RecordBatch};
-    use parquet::arrow::ArrowWriter;
+    use ::parquet::arrow::ArrowWriter;
 
     let bytes: ArrayRef = Arc::new(BinaryArray::from(vec![&b"x"[..]]));
     let batch = RecordBatch::try_from_iter(vec![("image", bytes)]).unwrap();
@@ -358,7 +358,7 @@ fn what_cannot_be_found_is_named() {
     assert_eq!(
         error(&folder, &root),
         "DIR: the folder has no .txt, .jsonl, .json, .csv, .tsv or .parquet file (.gz and .zst \
-         allowed); name the files with a pattern such as `DIR/*.ext` and set `format`"
+         allowed); name the files with a pattern such as `*.ext` and set `format`"
     );
     let path = folder.write("data.bin", "x");
     assert_eq!(

@@ -23,7 +23,7 @@ fn small() -> Tokenizer {
 
 /// A tokenizer like Llama 2's: `▁` put before each text and in place of spaces, bytes as a last resort.
 pub(crate) fn metaspace() -> Tokenizer {
-    let mut vocab = serde_json::Map::new();
+    let mut vocab = Map::new();
     for token in ["<unk>", "<s>", "</s>"] {
         vocab.insert(token.to_owned(), json!(vocab.len()));
     }
