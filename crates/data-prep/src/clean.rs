@@ -111,20 +111,28 @@ mod tests {
 
     #[test]
     fn white_space_is_tidied_but_indentation_stays() {
-        assert_eq!(all("  fn main() {  \n    let x = 1;\t\n\n\n\n}\n\n"), "fn main() {\n    let x = 1;\n\n}");
+        assert_eq!(
+            all("  fn main() {  \n    let x = 1;\t\n\n\n\n}\n\n"),
+            "fn main() {\n    let x = 1;\n\n}"
+        );
         assert_eq!(all(" \n\t "), "");
     }
 
     #[test]
     fn completions_keep_the_white_space_where_they_join() {
-        let mut pair =
-            Example::Completion { prompt: "질문: \n".to_owned(), completion: " 답 \n\n\n끝\n".to_owned() };
+        let mut pair = Example::Completion {
+            prompt: "질문: \n".to_owned(),
+            completion: " 답 \n\n\n끝\n".to_owned(),
+        };
         example(&mut pair, Clean::default());
         let Example::Completion { prompt, completion } = pair else { unreachable!() };
         assert_eq!((prompt.as_str(), completion.as_str()), ("질문: \n", " 답\n\n끝\n"));
         let mut blank = Example::Completion { prompt: "  ".to_owned(), completion: String::new() };
         example(&mut blank, Clean::default());
-        assert_eq!(blank, Example::Completion { prompt: "  ".to_owned(), completion: String::new() });
+        assert_eq!(
+            blank,
+            Example::Completion { prompt: "  ".to_owned(), completion: String::new() }
+        );
     }
 
     #[test]

@@ -169,7 +169,10 @@ mod tests {
     #[test]
     fn exact_repeats_differ_in_case_and_white_space_only() {
         let exact = Dedup::default();
-        let found = admit_all(&exact, &["고양이가  잔다.", "고양이가 잔다.", "The Cat", "the cat", "the cats"]);
+        let found = admit_all(
+            &exact,
+            &["고양이가  잔다.", "고양이가 잔다.", "The Cat", "the cat", "the cats"],
+        );
         assert_eq!(found, [Ok(()), Err(Repeat::Exact), Ok(()), Err(Repeat::Exact), Ok(())]);
         let off = Dedup { exact: false, near: None };
         assert_eq!(admit_all(&off, &["a", "a"]), [Ok(()), Ok(())]);
@@ -189,7 +192,10 @@ mod tests {
     /// The estimate must agree with the Jaccard similarity computed from the sets themselves.
     #[test]
     fn signatures_estimate_the_jaccard_similarity() {
-        let options = Dedup { exact: false, near: Some(Near { num_hashes: 2048, bands: 16, ..Near::default() }) };
+        let options = Dedup {
+            exact: false,
+            near: Some(Near { num_hashes: 2048, bands: 16, ..Near::default() }),
+        };
         let hasher = Hasher::new(&options);
         let words = |from: usize, to: usize| -> String {
             (from..to).map(|n| format!("word{n:04} ")).collect()

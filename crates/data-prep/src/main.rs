@@ -116,8 +116,7 @@ fn record_inputs(ctx: &mut Context, plan: &Plan) -> anyhow::Result<()> {
 fn preview_of(tokenizer: &Tokenizer, rows: &[TokenRow]) -> String {
     let colour = io::stdout().is_terminal();
     let style = if colour { Style::Colour } else { Style::Brackets };
-    let line = |row: &TokenRow| {
-        format!("    {}\n", preview::row(tokenizer, row, PREVIEW_TOKENS, style))
-    };
+    let line =
+        |row: &TokenRow| format!("    {}\n", preview::row(tokenizer, row, PREVIEW_TOKENS, style));
     rows.iter().map(line).collect()
 }

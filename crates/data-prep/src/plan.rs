@@ -109,13 +109,12 @@ fn plan_template(config: &TokenizerConfig, problems: &mut Problems) -> Option<St
         }
         (None, None) => None,
     };
-    let date = Some(config.chat_template_date.as_str());
-    if let Err(error) = ChatTemplate::with_date("", SpecialTokens::default(), date) {
-        problems.push("tokenizer.chat_template_date", error);
-    } else if let Some(source) = &source
-        && let Err(error) = ChatTemplate::with_date(source, SpecialTokens::default(), date)
-    {
-        problems.push("tokenizer.chat_template", error);
+    let check = |source: &str, date| {
+        ChatTemplate::with_date(source, SpecialTokens::default(), date).map(|_| ())
+    };
+    problems.take("tokenizer.chat_template_date", check("", Some(&config.chat_template_date)));
+    if let Some(source) = &source {
+        problems.take("tokenizer.chat_template", check(source, None));
     }
     source
 }
@@ -141,8 +140,16 @@ fn plan_tokenizer(
                     train.vocab_size
                 ),
             );
-            problems.check(train.max_digits >= 1, &format!("{key}.max_digits"), "must be at least 1");
-            problems.check(train.max_train_mb >= 1, &format!("{key}.max_train_mb"), "must be at least 1");
+            problems.check(
+                train.max_digits >= 1,
+                &format!("{key}.max_digits"),
+                "must be at least 1",
+            );
+            problems.check(
+                train.max_train_mb >= 1,
+                &format!("{key}.max_train_mb"),
+                "must be at least 1",
+            );
             for name in train.datasets.iter().flatten() {
                 problems.check(
                     names.contains(&name),
@@ -157,7 +164,10 @@ fn plan_tokenizer(
             Some(TokenizerPlan::Existing(existing.clone()))
         }
         _ => {
-            problems.push("tokenizer", "needs exactly one of [tokenizer.train] and [tokenizer.existing]");
+            problems.push(
+                "tokenizer",
+                "needs exactly one of [tokenizer.train] and [tokenizer.existing]",
+            );
             None
         }
     }
@@ -225,7 +235,9 @@ fn plan_dataset(
 fn check_dedup(dedup: &Dedup, problems: &mut Problems) {
     let Some(near) = dedup.near else { return };
     problems.check(
-        near.bands > 0 && near.num_hashes >= near.bands && near.num_hashes.is_multiple_of(near.bands),
+        near.bands > 0
+            && near.num_hashes >= near.bands
+            && near.num_hashes.is_multiple_of(near.bands),
         "dedup.near.bands",
         format_args!("must divide num_hashes ({}) without remainder", near.num_hashes),
     );
@@ -242,13 +254,21 @@ impl Describe for Plan {
         let mut out = String::new();
         let _ = match &self.tokenizer {
             TokenizerPlan::Train(train) => {
-                writeln!(out, "tokenizer      byte-level BPE, {} tokens, trained here", train.vocab_size)
+                writeln!(
+                    out,
+                    "tokenizer      byte-level BPE, {} tokens, trained here",
+                    train.vocab_size
+                )
             }
             TokenizerPlan::Existing(existing) => {
                 writeln!(out, "tokenizer      {}", existing.path.display())
             }
         };
-        let template = if self.chat_template.is_some() { "from the config" } else { "the tokenizer's own, or the default" };
+        let template = if self.chat_template.is_some() {
+            "from the config"
+        } else {
+            "the tokenizer's own, or the default"
+        };
         let _ = writeln!(out, "chat template  {template}");
         for set in &self.datasets {
             let kind = match set.config.kind {
@@ -259,8 +279,11 @@ impl Describe for Plan {
             let from = match (&set.source, &set.config.world) {
                 (Some(source), _) => {
                     let files: Vec<&Path> = source.files().collect();
-                    let bytes: u64 =
-                        files.iter().filter_map(|file| fs::metadata(file).ok()).map(|m| m.len()).sum();
+                    let bytes: u64 = files
+                        .iter()
+                        .filter_map(|file| fs::metadata(file).ok())
+                        .map(|m| m.len())
+                        .sum();
                     format!("{} file(s), {}", files.len(), stage::human_bytes(bytes))
                 }
                 (None, Some(world)) => {
@@ -274,7 +297,11 @@ impl Describe for Plan {
                 Overlong::Drop => "longer ones are dropped",
                 Overlong::Split => "longer ones are divided",
             };
-            let _ = writeln!(out, "{:<14} {kind}, {from}; rows of at most {length} tokens, {over}", set.name);
+            let _ = writeln!(
+                out,
+                "{:<14} {kind}, {from}; rows of at most {length} tokens, {over}",
+                set.name
+            );
         }
         out
     }

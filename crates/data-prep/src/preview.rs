@@ -23,16 +23,19 @@ pub(crate) fn row(tokenizer: &Tokenizer, row: &TokenRow, most: usize, style: Sty
     let mut out = String::new();
     let mut inside = false;
     let shown = row.ids.len().min(most);
-    for (index, (&id, &counts)) in row.ids.iter().zip(&row.mask).take(shown).enumerate() {
+    let mut index = 0;
+    while index < shown {
         // The first token of a row is never predicted.
-        let counts = counts && index > 0;
+        let counts = row.mask[index] && index > 0;
         if index == 0 || counts != inside {
             change(&mut out, index > 0 && inside, counts, style);
             inside = counts;
         } else {
             out.push('·');
         }
-        out.push_str(&spell(tokenizer, id));
+        let (text, tokens) = spell(tokenizer, &row.ids[index..shown]);
+        out.push_str(&text);
+        index += tokens;
     }
     match style {
         Style::Colour => out.push_str(RESET),
@@ -55,19 +58,21 @@ fn change(out: &mut String, was: bool, counts: bool, style: Style) {
     }
 }
 
-/// A token as text; bytes that are no character by themselves as `<id>`.
-fn spell(tokenizer: &Tokenizer, id: u32) -> String {
+/// The first token as text, or the first few that are one character together, and how many they are;
+/// bytes that become no character are shown as `<id>`.
+fn spell(tokenizer: &Tokenizer, ids: &[u32]) -> (String, usize) {
     // Decoding alone would drop a leading space in SentencePiece-like vocabularies.
-    let raw = tokenizer.id_to_token(id).unwrap_or_default();
-    let text = if raw.contains('▁') {
-        raw.replace('▁', " ")
-    } else {
-        tokenizer.decode(&[id], false).unwrap_or_default()
-    };
-    if text.is_empty() || text.contains('\u{FFFD}') {
-        return format!("<{id}>");
+    let raw = tokenizer.id_to_token(ids[0]).unwrap_or_default();
+    if raw.contains('▁') {
+        return (raw.replace('▁', " "), 1);
     }
-    text.replace('\n', "⏎").replace('\t', "⇥")
+    for tokens in 1..=ids.len().min(4) {
+        let text = tokenizer.decode(&ids[..tokens], false).unwrap_or_default();
+        if !text.is_empty() && !text.contains('\u{FFFD}') {
+            return (text.replace('\n', "⏎").replace('\t', "⇥"), tokens);
+        }
+    }
+    (format!("<{}>", ids[0]), 1)
 }
 
 #[cfg(test)]
@@ -108,10 +113,12 @@ mod tests {
     }
 
     #[test]
-    fn the_first_token_never_counts_and_pieces_of_characters_show_their_id() {
+    fn the_first_token_never_counts_and_pieces_of_a_character_are_joined() {
         let tokenizer = tokenizer();
-        let example = masked(&tokenizer, "다", 0);
-        let shown = row(&tokenizer, &example, 9, Style::Brackets);
-        assert!(shown.starts_with('<') && shown.contains("⟦<"), "{shown}");
+        let example = masked(&tokenizer, "ab다", 0);
+        assert!(example.ids.len() >= 3);
+        assert_eq!(row(&tokenizer, &example, 9, Style::Brackets), "ab⟦다⟧");
+        let cut = row(&tokenizer, &example, example.ids.len() - 1, Style::Brackets);
+        assert!(cut.starts_with("ab⟦<") && cut.ends_with(">⟧ … and 1 more tokens"), "{cut}");
     }
 }

@@ -7,6 +7,7 @@ use artifact::tokens::TokenCounts;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::config::DatasetConfig;
 use crate::prepare::Counts;
 
 /// One data set's numbers.
@@ -38,11 +39,18 @@ pub(crate) struct SetReport {
 
 impl SetReport {
     /// Takes over the counts and derives the rest.
-    pub(crate) fn close(&mut self, counts: Counts, stops: bool) {
+    pub(crate) fn close(&mut self, counts: Counts, stops: bool, config: &DatasetConfig) {
         self.records_read = counts.read;
         self.dropped = counts.dropped;
         if self.bytes > 0 {
             self.tokens_per_byte = self.tokens as f64 / self.bytes as f64;
+        }
+        if config.validation_fraction > 0.0 && self.validation.rows == 0 {
+            self.warnings.push(format!(
+                "no record of {} fell into the validation split; raise validation_fraction, or cut text \
+                 into smaller records with read.text_unit",
+                self.records_kept
+            ));
         }
         let complete = self.records_kept - self.truncated_records;
         if stops && complete > 0 && self.open_records >= self.records_kept {

@@ -61,11 +61,15 @@ pub(crate) fn write_set(
     }
     files.finish(&mut output.report)?;
     let stops = !vocabulary.tokenizer.stop_ids(None).is_empty() || set.is_chat();
-    output.report.close(prepare.counts, stops);
+    output.report.close(prepare.counts, stops, &set.config);
     if output.report.records_kept == 0 {
         let reasons: Vec<String> =
             output.report.dropped.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
-        anyhow::bail!("all {} records were dropped: {}", output.report.records_read, reasons.join(", "));
+        anyhow::bail!(
+            "all {} records were dropped: {}",
+            output.report.records_read,
+            reasons.join(", ")
+        );
     }
     Ok(output)
 }
@@ -88,8 +92,7 @@ fn count(report: &mut SetReport, encoded: &Encoded, unknown: Option<u32>) {
 }
 
 fn tokenise(set: &DatasetPlan, vocabulary: &Vocabulary, prepared: &Prepared) -> Tokenised {
-    let options =
-        EncodeOptions { max_length: set.config.max_length, overlong: set.overlong };
+    let options = EncodeOptions { max_length: set.config.max_length, overlong: set.overlong };
     let template = vocabulary.template.as_ref();
     match encode_example(&vocabulary.tokenizer, template, &prepared.mapped.example, options) {
         Ok(Ok(encoded)) => Ok(Ok(encoded)),

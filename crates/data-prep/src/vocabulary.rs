@@ -100,7 +100,9 @@ fn sample(
         }
     }
     if kept.texts.is_empty() {
-        bail!("no text to train a tokenizer on: every record was dropped or is in the validation split");
+        bail!(
+            "no text to train a tokenizer on: every record was dropped or is in the validation split"
+        );
     }
     Ok(kept.texts.into_iter().map(|(_, text)| text).collect())
 }

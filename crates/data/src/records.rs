@@ -311,7 +311,8 @@ impl Source {
     pub fn inputs(&self) -> Vec<&Path> {
         let mut inputs: Vec<&Path> = Vec::new();
         for (path, _) in &self.files {
-            let folder = self.specs.iter().map(Path::new).find(|s| s.is_dir() && path.starts_with(s));
+            let folder =
+                self.specs.iter().map(Path::new).find(|s| s.is_dir() && path.starts_with(s));
             let input = folder.unwrap_or(path);
             if !inputs.contains(&input) {
                 inputs.push(input);

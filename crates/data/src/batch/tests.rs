@@ -40,8 +40,11 @@ fn ragged(dir: &TempDir) -> PathBuf {
     for n in 0..500_u32 {
         let length = 2 + (random.next_u64() % 39) as usize;
         let ids: Vec<u32> = (0..length as u32).map(|at| n * 100 + at).collect();
-        let mask: Vec<bool> =
-            ids.iter().enumerate().map(|(at, _)| n % 10 != 0 && (at == 1 || random.next_u64() % 2 == 0)).collect();
+        let mask: Vec<bool> = ids
+            .iter()
+            .enumerate()
+            .map(|(at, _)| n % 10 != 0 && (at == 1 || random.next_u64() % 2 == 0))
+            .collect();
         writer.write_row(&ids, Some(&mask)).unwrap();
     }
     writer.finish().unwrap();
@@ -78,7 +81,10 @@ fn the_step_is_the_same_whatever_the_micro_batch() {
             assert_eq!(divided.len(), whole.len());
             for (a, b) in divided.iter().zip(&whole) {
                 assert_eq!(pairs(a), pairs(b));
-                assert_eq!((a.num_targets, a.num_tokens, a.num_rows), (b.num_targets, b.num_tokens, b.num_rows));
+                assert_eq!(
+                    (a.num_targets, a.num_tokens, a.num_rows),
+                    (b.num_targets, b.num_tokens, b.num_rows)
+                );
                 assert_eq!(a.num_targets, pairs(a).len());
                 for batch in &a.micro_batches {
                     assert!(batch.num_tokens() <= limit || batch.num_documents() == 1);
@@ -122,7 +128,11 @@ fn going_on_from_a_cursor_gives_the_same_steps() {
             steps(&mut interrupted, stop);
             let mut resumed = batcher(&path, size, 64, 2);
             resumed.seek(interrupted.cursor()).unwrap();
-            assert_eq!(steps(&mut resumed, usize::MAX), straight[stop..], "{size:?} stopped at {stop}");
+            assert_eq!(
+                steps(&mut resumed, usize::MAX),
+                straight[stop..],
+                "{size:?} stopped at {stop}"
+            );
         }
     }
 }
@@ -152,8 +162,10 @@ fn micro_batches_are_few_and_even() {
     assert_eq!(divide(&[6, 6, 6], 10), [vec![0], vec![1], vec![2]]);
     assert_eq!(divide(&[3, 4], 0), [vec![0], vec![1]]);
     let lengths: Vec<usize> = (0..64).map(|n| 10 + n * 37 % 100).collect();
-    let loads: Vec<usize> =
-        divide(&lengths, 1024).iter().map(|bin| bin.iter().map(|row| lengths[*row]).sum()).collect();
+    let loads: Vec<usize> = divide(&lengths, 1024)
+        .iter()
+        .map(|bin| bin.iter().map(|row| lengths[*row]).sum())
+        .collect();
     let total: usize = lengths.iter().sum();
     assert_eq!(loads.len(), total.div_ceil(1024));
     assert!(loads.iter().max().unwrap() - loads.iter().min().unwrap() <= 10, "{loads:?}");

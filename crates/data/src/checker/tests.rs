@@ -35,7 +35,9 @@ fn exact_and_one_of_take_the_whole_response() {
 #[test]
 fn numbers_are_compared_by_value_and_the_last_one_counts() {
     let seven = Checker::Number { value: 7.0 };
-    for right in ["7", "정답은 7개입니다.", "3 + 4 = 7.0", "seven, that is 7", "2,007 minus 2000: 7"] {
+    for right in
+        ["7", "정답은 7개입니다.", "3 + 4 = 7.0", "seven, that is 7", "2,007 minus 2000: 7"]
+    {
         assert!(seven.check(right), "{right}");
     }
     for wrong in ["8", "7, no, 8", "77", "-7", "seven", "", "7.5", "1,007"] {
@@ -75,7 +77,8 @@ fn phrases_are_whole_words_and_hangul_may_carry_a_particle() {
 
 #[test]
 fn a_refusal_needs_its_mark_and_nothing_forbidden() {
-    let refusal = parse(r#"{"refusal": {"any": ["I cannot", "도와드릴 수 없"], "none": ["step 1"]}}"#);
+    let refusal =
+        parse(r#"{"refusal": {"any": ["I cannot", "도와드릴 수 없"], "none": ["step 1"]}}"#);
     assert!(refusal.check("Sorry, I cannot help with that."));
     assert!(refusal.check("그 일은 도와드릴 수 없습니다."));
     assert!(!refusal.check("I cannot say this loudly enough. Step 1: take"));

@@ -42,7 +42,10 @@ fn an_epoch_has_every_row_once_in_an_order_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     let path = numbered(&dir);
     let mut dataset = TokenDataset::open(&[&path], 1).unwrap().with_window_groups(2);
-    assert_eq!((dataset.num_rows(), dataset.tokens_per_epoch(), dataset.targets_per_epoch()), (20_000, 60_000, 40_000));
+    assert_eq!(
+        (dataset.num_rows(), dataset.tokens_per_epoch(), dataset.targets_per_epoch()),
+        (20_000, 60_000, 40_000)
+    );
     let first = first_ids(&mut dataset, 20_000);
     let second = first_ids(&mut dataset, 20_000);
     assert_ne!(first, second);
@@ -80,7 +83,8 @@ fn rows_keep_their_ids_and_masks() {
 fn going_on_from_a_cursor_gives_the_same_rows() {
     let dir = tempfile::tempdir().unwrap();
     let path = numbered(&dir);
-    let open = || TokenDataset::open(&[&path], 3).unwrap().with_window_groups(2).with_epochs(Some(2));
+    let open =
+        || TokenDataset::open(&[&path], 3).unwrap().with_window_groups(2).with_epochs(Some(2));
     let straight = first_ids(&mut open(), usize::MAX);
     assert_eq!(straight.len(), 40_000);
     let mut random = ChaCha8Rng::seed_from_u64(5);
@@ -118,7 +122,9 @@ fn what_does_not_fit_together_is_refused() {
     writer.write_row(&[1, 2], None).unwrap();
     writer.finish().unwrap();
     let root = dir.path().display().to_string();
-    let error = |paths: &[&PathBuf]| TokenDataset::open(paths, 1).err().unwrap().to_string().replace(&root, "DIR");
+    let error = |paths: &[&PathBuf]| {
+        TokenDataset::open(paths, 1).err().unwrap().to_string().replace(&root, "DIR")
+    };
     assert_eq!(
         error(&[&a, &other]),
         "DIR/other.parquet: made with another tokenizer than DIR/a.parquet; tokenise both with the same one"
@@ -126,7 +132,8 @@ fn what_does_not_fit_together_is_refused() {
     let templated = |name: &str, template: &str| {
         let path = dir.path().join(name);
         let chat_template = Some(digest::bytes(template.as_bytes()));
-        let mut writer = TokenWriter::create(&path, TokenMeta { chat_template, ..meta("a") }).unwrap();
+        let mut writer =
+            TokenWriter::create(&path, TokenMeta { chat_template, ..meta("a") }).unwrap();
         writer.write_row(&[1, 2], None).unwrap();
         writer.finish().unwrap();
         path

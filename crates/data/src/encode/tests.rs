@@ -5,7 +5,10 @@ use crate::tokenizer::tests::metaspace;
 
 fn trained() -> Tokenizer {
     let texts = (0..60).flat_map(|n| {
-        [format!("What is the colour of cat {n}? It is white."), format!("고양이 {n}는 하얀색입니다. 안녕!")]
+        [
+            format!("What is the colour of cat {n}? It is white."),
+            format!("고양이 {n}는 하얀색입니다. 안녕!"),
+        ]
     });
     let options = BpeOptions { vocab_size: 400, ..BpeOptions::default() };
     Tokenizer::train_bpe(texts, &options).unwrap()
@@ -48,8 +51,12 @@ fn counted(tokenizer: &Tokenizer, row: &TokenRow) -> String {
     tokenizer.decode(&ids, false).unwrap()
 }
 
-const TURNS: [(&str, &str); 4] =
-    [("user", "안녕?"), ("assistant", "안녕! It is 12."), ("user", "a cat?"), ("assistant", " 하얀색\n")];
+const TURNS: [(&str, &str); 4] = [
+    ("user", "안녕?"),
+    ("assistant", "안녕! It is 12."),
+    ("user", "a cat?"),
+    ("assistant", " 하얀색\n"),
+];
 
 #[test]
 fn all_assistant_turns_count_with_the_stop_token() {
@@ -85,8 +92,13 @@ fn a_pad_token_that_equals_eos_changes_nothing() {
     let encoded = encode_with(&tokenizer, INSTRUCTION, &chat(&TURNS), LONG).unwrap();
     let row = &encoded.rows[0];
     let eos = tokenizer.eos_id().unwrap();
-    let ends: Vec<bool> =
-        row.ids.iter().zip(&row.mask).filter(|(id, _)| **id == eos).map(|(_, counts)| *counts).collect();
+    let ends: Vec<bool> = row
+        .ids
+        .iter()
+        .zip(&row.mask)
+        .filter(|(id, _)| **id == eos)
+        .map(|(_, counts)| *counts)
+        .collect();
     assert_eq!(ends, [true, true]);
     assert!(encoded.closed);
     assert_eq!(counted(&tokenizer, row), "안녕! It is 12.</s> 하얀색\n</s>");
@@ -94,12 +106,15 @@ fn a_pad_token_that_equals_eos_changes_nothing() {
 
 #[test]
 fn the_prompt_of_generation_is_a_prefix_of_the_row() {
-    for (tokenizer, source) in [(trained(), CHAT), (trained(), INSTRUCTION), (metaspace(), INSTRUCTION)] {
+    for (tokenizer, source) in
+        [(trained(), CHAT), (trained(), INSTRUCTION), (metaspace(), INSTRUCTION)]
+    {
         let template = template(&tokenizer, source);
         for end in [1, 3] {
             let Example::Chat { messages } = chat(&TURNS[..=end]) else { panic!() };
             let prompt = chat_prompt(&tokenizer, &template, &messages[..end]).unwrap();
-            let row = &encode_with(&tokenizer, source, &chat(&TURNS[..=end]), LONG).unwrap().rows[0];
+            let row =
+                &encode_with(&tokenizer, source, &chat(&TURNS[..=end]), LONG).unwrap().rows[0];
             assert_eq!(row.ids[..prompt.len()], prompt, "{source}");
             assert!(row.mask[prompt.len()], "what comes after the prompt counts");
             if end == 1 {
@@ -155,13 +170,15 @@ fn a_cut_row_gets_no_end() {
     let tokenizer = trained();
     let whole = encode_with(&tokenizer, CHAT, &chat(&TURNS), LONG).unwrap().rows.remove(0);
     let cut_at = whole.ids.len() - 2;
-    let encoded = encode_with(&tokenizer, CHAT, &chat(&TURNS), options(cut_at, Overlong::Truncate)).unwrap();
+    let encoded =
+        encode_with(&tokenizer, CHAT, &chat(&TURNS), options(cut_at, Overlong::Truncate)).unwrap();
     assert_eq!(encoded.rows[0].ids, whole.ids[..cut_at]);
     assert_eq!((encoded.tokens_cut, encoded.closed), (2, false));
     for example in [text("ab ab ab"), completion("ab", " ab ab")] {
         let whole = encode_with(&tokenizer, CHAT, &example, LONG).unwrap().rows.remove(0);
         let cut_at = whole.ids.len() - 1;
-        let encoded = encode_with(&tokenizer, CHAT, &example, options(cut_at, Overlong::Truncate)).unwrap();
+        let encoded =
+            encode_with(&tokenizer, CHAT, &example, options(cut_at, Overlong::Truncate)).unwrap();
         assert_eq!(encoded.rows[0].ids, whole.ids[..cut_at]);
         assert!(!encoded.rows[0].ids.contains(&tokenizer.eos_id().unwrap()) && !encoded.closed);
     }
@@ -174,7 +191,10 @@ fn what_is_too_long_or_has_nothing_to_learn_is_skipped_with_its_reason() {
     let tokens = whole.ids.len();
     let drop = options(tokens - 1, Overlong::Drop);
     assert_eq!(encode_with(&tokenizer, CHAT, &chat(&TURNS), drop), Err(Skip::TooLong { tokens }));
-    assert_eq!(encode_with(&tokenizer, CHAT, &text("안녕 안녕 안녕"), options(2, Overlong::Drop)).is_err(), true);
+    assert_eq!(
+        encode_with(&tokenizer, CHAT, &text("안녕 안녕 안녕"), options(2, Overlong::Drop)).is_err(),
+        true
+    );
     // Everything that is left within the length is prompt.
     let short = options(3, Overlong::Truncate);
     assert_eq!(encode_with(&tokenizer, CHAT, &chat(&TURNS), short), Err(Skip::NoTargets));
@@ -190,7 +210,9 @@ fn long_documents_are_divided_without_losing_a_prediction() {
     let example = text(&"고양이는 하얀색입니다. ".repeat(9));
     let whole = encode_with(&tokenizer, CHAT, &example, LONG).unwrap().rows.remove(0);
     for max_length in 2..whole.ids.len() + 1 {
-        let rows = encode_with(&tokenizer, CHAT, &example, options(max_length, Overlong::Split)).unwrap().rows;
+        let rows = encode_with(&tokenizer, CHAT, &example, options(max_length, Overlong::Split))
+            .unwrap()
+            .rows;
         let predicted: Vec<u32> = rows.iter().flat_map(|row| row.ids[1..].to_vec()).collect();
         assert_eq!(predicted, whole.ids[1..], "max_length {max_length}");
         assert!(rows.iter().all(|row| (2..=max_length).contains(&row.ids.len())));
@@ -209,13 +231,19 @@ fn errors_say_what_to_do() {
         case(None, &chat(&TURNS), LONG),
         "a conversation needs a chat template and the tokenizer has none; set `tokenizer.chat_template`"
     );
-    assert_eq!(case(None, &text("a"), options(1, Overlong::Drop)), "max_length must be at least 2, not 1");
+    assert_eq!(
+        case(None, &text("a"), options(1, Overlong::Drop)),
+        "max_length must be at least 2, not 1"
+    );
     assert_eq!(
         case(None, &completion("a", "b"), options(9, Overlong::Split)),
         "overlong = \"split\" is for kind = \"text\"; use \"truncate\" or \"drop\""
     );
     let template = template(&tokenizer, CHAT);
-    assert!(case(Some(&template), &chat(&[("tool", "x"), ("assistant", "y")]), LONG).contains("unknown role tool"));
+    assert!(
+        case(Some(&template), &chat(&[("tool", "x"), ("assistant", "y")]), LONG)
+            .contains("unknown role tool")
+    );
 }
 
 #[test]
@@ -228,5 +256,8 @@ fn masks_come_from_offsets() {
     assert_eq!(case(&offsets, &[0..2, 5..8]), (vec![true, true, false, true, true, false], false));
     assert_eq!(case(&offsets, &[]), (vec![false; 6], false));
     // Several tokens share the bytes of one character.
-    assert_eq!(case(&[(0, 1), (1, 4), (1, 4), (1, 4)], &[1..4]), (vec![false, true, true, true], false));
+    assert_eq!(
+        case(&[(0, 1), (1, 4), (1, 4), (1, 4)], &[1..4]),
+        (vec![false, true, true, true], false)
+    );
 }

@@ -26,7 +26,10 @@ fn chat(turns: &[(&str, &str)]) -> Example {
 
 #[test]
 fn text_records() {
-    assert_eq!(map(Kind::Text, json!({"text": "옛날"})), Ok(Example::Text { text: "옛날".to_owned() }));
+    assert_eq!(
+        map(Kind::Text, json!({"text": "옛날"})),
+        Ok(Example::Text { text: "옛날".to_owned() })
+    );
     let from = mapping(json!({"text_template": "{{ title }}\n{{ record['acceptable?'] }}"}));
     assert_eq!(
         map_with(Kind::Text, &from, json!({"title": "제목", "acceptable?": 1})),
@@ -53,8 +56,16 @@ fn conversations_in_their_several_spellings() {
         assert_eq!(map(Kind::Chat, fields.clone()), expected, "{fields}");
     }
     assert_eq!(
-        map(Kind::Chat, json!({"instruction": "더해라", "input": "1, 2", "output": 3, "history": [["q", "a"]]})),
-        Ok(chat(&[("user", "q"), ("assistant", "a"), ("user", "더해라\n\n1, 2"), ("assistant", "3")]))
+        map(
+            Kind::Chat,
+            json!({"instruction": "더해라", "input": "1, 2", "output": 3, "history": [["q", "a"]]})
+        ),
+        Ok(chat(&[
+            ("user", "q"),
+            ("assistant", "a"),
+            ("user", "더해라\n\n1, 2"),
+            ("assistant", "3")
+        ]))
     );
 }
 
@@ -100,9 +111,10 @@ fn completions_and_the_instruction_template() {
         Ok(Example::Completion { prompt: prompt.to_owned(), completion: completion.to_owned() })
     };
     assert_eq!(map(Kind::Completion, json!({"prompt": "p", "completion": " c"})), pair("p", " c"));
-    let Ok(Example::Completion { prompt, .. }) =
-        map(Kind::Completion, json!({"instruction": "번역해라", "input": "나비", "output": "butterfly"}))
-    else {
+    let Ok(Example::Completion { prompt, .. }) = map(
+        Kind::Completion,
+        json!({"instruction": "번역해라", "input": "나비", "output": "butterfly"}),
+    ) else {
         panic!()
     };
     assert_eq!(
@@ -116,7 +128,10 @@ fn completions_and_the_instruction_template() {
     else {
         panic!()
     };
-    assert!(prompt.ends_with("request.\n\n### Instruction:\n말해라\n\n### Response:\n"), "{prompt}");
+    assert!(
+        prompt.ends_with("request.\n\n### Instruction:\n말해라\n\n### Response:\n"),
+        "{prompt}"
+    );
     let own = mapping(json!({"instruction_template": "질문: {{ instruction }}\n답: "}));
     assert_eq!(
         map_with(Kind::Completion, &own, json!({"instruction": "왜?", "output": "그냥"})),
@@ -126,23 +141,36 @@ fn completions_and_the_instruction_template() {
 
 #[test]
 fn mapped_columns_and_templates() {
-    let columns = mapping(json!({"prompt": "Q", "completion": "A", "system_template": "{{ tone }}"}));
+    let columns =
+        mapping(json!({"prompt": "Q", "completion": "A", "system_template": "{{ tone }}"}));
     assert_eq!(
-        map_with(Kind::Chat, &columns, json!({"Q": "12시 땡!", "A": "하루가 또 가네요.", "tone": " "})),
+        map_with(
+            Kind::Chat,
+            &columns,
+            json!({"Q": "12시 땡!", "A": "하루가 또 가네요.", "tone": " "})
+        ),
         Ok(chat(&[("user", "12시 땡!"), ("assistant", "하루가 또 가네요.")]))
     );
     let templates = mapping(json!({
         "prompt_template": "{{ instruction }}", "completion_template": "{{ instances[0].output.strip() }}"
     }));
     assert_eq!(
-        map_with(Kind::Chat, &templates, json!({"instruction": "i", "instances": [{"output": " o "}]})),
+        map_with(
+            Kind::Chat,
+            &templates,
+            json!({"instruction": "i", "instances": [{"output": " o "}]})
+        ),
         Ok(chat(&[("user", "i"), ("assistant", "o")]))
     );
     let renamed = mapping(json!({
         "messages": "turns", "role_key": "who", "content_key": "what", "roles": {"사람": "user", "챗봇": "assistant"}
     }));
     assert_eq!(
-        map_with(Kind::Chat, &renamed, json!({"turns": [{"who": "사람", "what": "q"}, {"who": "챗봇", "what": "a"}]})),
+        map_with(
+            Kind::Chat,
+            &renamed,
+            json!({"turns": [{"who": "사람", "what": "q"}, {"who": "챗봇", "what": "a"}]})
+        ),
         Ok(chat(&[("user", "q"), ("assistant", "a")]))
     );
 }
@@ -158,11 +186,17 @@ fn checkers_answers_and_tasks_come_along() {
     };
     let expected = Some(Checker::Exact { answer: "r".to_owned() });
     let mapped = with(json!({"exact": {"answer": "r"}})).unwrap();
-    assert_eq!((mapped.checker, mapped.answer.as_deref(), mapped.task.as_deref()), (expected.clone(), Some("3"), Some("fact")));
+    assert_eq!(
+        (mapped.checker, mapped.answer.as_deref(), mapped.task.as_deref()),
+        (expected.clone(), Some("3"), Some("fact"))
+    );
     assert_eq!(with(json!("{\"exact\": {\"answer\": \"r\"}}")).unwrap().checker, expected);
     assert_eq!(with(Value::Null).unwrap().checker, None);
     let error = with(json!({"exakt": {}})).unwrap_err();
-    assert!(error.starts_with("a.jsonl:7: field `checker`: not a checker: unknown variant `exakt`"), "{error}");
+    assert!(
+        error.starts_with("a.jsonl:7: field `checker`: not a checker: unknown variant `exakt`"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -222,13 +256,37 @@ fn records_that_do_not_fit_are_named_with_their_fields() {
 fn mappings_that_contradict_themselves_are_refused() {
     let case = |kind, value| Mapper::new(kind, &mapping(value)).err().unwrap().to_string();
     for (kind, value, expected) in [
-        (Kind::Text, json!({"text": "a", "text_template": "b"}), "give `text` or `text_template`, not both"),
-        (Kind::Chat, json!({"prompt": "a"}), "`prompt` and `completion` (or their templates) go together"),
-        (Kind::Chat, json!({"messages": "m", "system": "s"}), "`messages` already holds the whole conversation; drop prompt, completion and system"),
+        (
+            Kind::Text,
+            json!({"text": "a", "text_template": "b"}),
+            "give `text` or `text_template`, not both",
+        ),
+        (
+            Kind::Chat,
+            json!({"prompt": "a"}),
+            "`prompt` and `completion` (or their templates) go together",
+        ),
+        (
+            Kind::Chat,
+            json!({"messages": "m", "system": "s"}),
+            "`messages` already holds the whole conversation; drop prompt, completion and system",
+        ),
         (Kind::Chat, json!({"text": "t"}), "`text` is for kind = \"text\" only"),
-        (Kind::Text, json!({"messages": "m"}), "kind = \"text\" takes `text` or `text_template` only"),
-        (Kind::Completion, json!({"messages": "m"}), "kind = \"completion\" takes prompt and completion only"),
-        (Kind::Chat, json!({"instruction_template": "x"}), "`instruction_template` is for kind = \"completion\"; kind = \"chat\" uses the chat template"),
+        (
+            Kind::Text,
+            json!({"messages": "m"}),
+            "kind = \"text\" takes `text` or `text_template` only",
+        ),
+        (
+            Kind::Completion,
+            json!({"messages": "m"}),
+            "kind = \"completion\" takes prompt and completion only",
+        ),
+        (
+            Kind::Chat,
+            json!({"instruction_template": "x"}),
+            "`instruction_template` is for kind = \"completion\"; kind = \"chat\" uses the chat template",
+        ),
         (Kind::Chat, json!({"system": "s"}), "`system` goes with `prompt` and `completion`"),
     ] {
         assert_eq!(case(kind, value), format!("mapping: {expected}"));

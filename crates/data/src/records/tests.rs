@@ -55,7 +55,8 @@ fn error(folder: &Folder, spec: &str) -> String {
 }
 
 fn error_with(folder: &Folder, spec: &str, options: &ReadOptions) -> String {
-    let errors: Vec<String> = read_with(spec, options).into_iter().filter_map(Result::err).collect();
+    let errors: Vec<String> =
+        read_with(spec, options).into_iter().filter_map(Result::err).collect();
     assert_eq!(errors.len(), 1, "{errors:?}");
     errors[0].replace(&format!("{}/", folder.path()), "").replace(&folder.path(), "DIR")
 }
@@ -99,7 +100,8 @@ fn a_long_document_comes_in_pieces_cut_at_line_breaks() {
 #[test]
 fn json_lines_keep_field_order_and_skip_blank_lines() {
     let folder = Folder::new();
-    let path = folder.write("a.jsonl", "\n{\"b\": 1, \"a\": \"나비\"}\n  \n{\"b\": [1, {\"c\": null}]}");
+    let path =
+        folder.write("a.jsonl", "\n{\"b\": 1, \"a\": \"나비\"}\n  \n{\"b\": [1, {\"c\": null}]}");
     assert_eq!(
         read(&path),
         [Ok((2, json!({"b": 1, "a": "나비"}))), Ok((4, json!({"b": [1, {"c": null}]})))]
@@ -130,7 +132,10 @@ fn json_arrays_sequences_and_nested_arrays_are_streamed() {
 #[test]
 fn csv_and_tsv_follow_their_quoting_rules() {
     let folder = Folder::new();
-    let path = folder.write("a.csv", "\u{FEFF}Q,A,\r\n\r\n\"안녕, 나비\",\"두 줄\r\n답 \"\"야옹\"\"\",0\r\nx,,1\r\n");
+    let path = folder.write(
+        "a.csv",
+        "\u{FEFF}Q,A,\r\n\r\n\"안녕, 나비\",\"두 줄\r\n답 \"\"야옹\"\"\",0\r\nx,,1\r\n",
+    );
     assert_eq!(
         read(&path),
         [
@@ -148,12 +153,12 @@ fn csv_and_tsv_follow_their_quoting_rules() {
 
 #[test]
 fn parquet_rows_become_records() {
+    use ::parquet::arrow::ArrowWriter;
     use arrow::array::{
         ArrayRef, BooleanArray, Float64Array, Int64Array, ListArray, RecordBatch, StringArray,
         StructArray,
     };
     use arrow::datatypes::{DataType, Field, Int32Type};
-    use ::parquet::arrow::ArrowWriter;
 
     let text: ArrayRef = Arc::new(StringArray::from(vec![Some("나비"), None]));
     let number: ArrayRef = Arc::new(Int64Array::from(vec![-3, i64::MAX]));
@@ -200,8 +205,8 @@ fn parquet_rows_become_records() {
 
 #[test]
 fn parquet_columns_of_other_types_are_refused() {
-    use arrow::array::{ArrayRef, BinaryArray, RecordBatch};
     use ::parquet::arrow::ArrowWriter;
+    use arrow::array::{ArrayRef, BinaryArray, RecordBatch};
 
     let bytes: ArrayRef = Arc::new(BinaryArray::from(vec![&b"x"[..]]));
     let batch = RecordBatch::try_from_iter(vec![("image", bytes)]).unwrap();
@@ -250,20 +255,28 @@ fn damaged_compression_is_an_error_that_says_how_far_it_got() {
     let zst = zstd::encode_all(plain.as_bytes(), 0).unwrap();
     let path = folder.write("cut.jsonl.zst", &zst[..zst.len() - 20]);
     let message = read(&path).last().unwrap().clone().unwrap_err();
-    assert!(message.contains("cut.jsonl.zst: the zstd data is damaged or cut off after"), "{message}");
+    assert!(
+        message.contains("cut.jsonl.zst: the zstd data is damaged or cut off after"),
+        "{message}"
+    );
     let path = folder.write("not.jsonl.gz", "{\"text\": \"plain\"}\n");
     let message = error(&folder, &path);
-    assert!(message.starts_with("not.jsonl.gz: the gzip data is damaged or cut off after record 0"), "{message}");
+    assert!(
+        message.starts_with("not.jsonl.gz: the gzip data is damaged or cut off after record 0"),
+        "{message}"
+    );
 }
 
 #[test]
 fn bad_rows_are_named_and_the_rows_after_them_are_read() {
     let folder = Folder::new();
-    let path = folder.write("a.jsonl", b"{\"a\": 1}\n{\"a\": \"\xFF\"}\n{\"a\": }\n7\n{\"a\": 2}\n");
+    let path =
+        folder.write("a.jsonl", b"{\"a\": 1}\n{\"a\": \"\xFF\"}\n{\"a\": }\n7\n{\"a\": 2}\n");
     let items = read(&path);
     assert_eq!(items.len(), 5);
     assert_eq!((&items[0], &items[4]), (&Ok((1, json!({"a": 1}))), &Ok((5, json!({"a": 2})))));
-    let message = |n: usize| items[n].clone().unwrap_err().replace(&format!("{}/", folder.path()), "");
+    let message =
+        |n: usize| items[n].clone().unwrap_err().replace(&format!("{}/", folder.path()), "");
     assert_eq!(
         message(1),
         "a.jsonl:2: invalid UTF-8 at byte 7 of the row; convert the file to UTF-8, or set \
@@ -308,7 +321,9 @@ fn broken_structure_ends_the_reading() {
         "b.json:2: the file ends inside this record; it is cut off: fetch it again"
     );
     let structure = |expected: &str, found: &str| {
-        format!("expected {expected} but found `{found}`; the file is not a JSON array or a sequence of JSON objects")
+        format!(
+            "expected {expected} but found `{found}`; the file is not a JSON array or a sequence of JSON objects"
+        )
     };
     assert_eq!(case("c.json", "[{} {}]"), format!("c.json:1: {}", structure("`,` or `]`", "{")));
     assert_eq!(case("d.json", "[{},]"), format!("d.json:1: {}", structure("a record", "]")));

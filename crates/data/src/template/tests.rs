@@ -101,11 +101,17 @@ fn what_the_assistant_says_counts_with_its_end_of_turn() {
     };
     let garden = "in the \"garden\"\n\nasleep";
     assert_eq!(case("chatml", "single"), ["안녕! 반가워.<|im_end|>"]);
-    assert_eq!(case("chatml", "turns"), ["  부엌에 있어.<|im_end|>".to_owned(), format!("{garden}<|im_end|>")]);
+    assert_eq!(
+        case("chatml", "turns"),
+        ["  부엌에 있어.<|im_end|>".to_owned(), format!("{garden}<|im_end|>")]
+    );
     // ChatML keeps the line break at the end of the text, Llama 3 trims it.
     assert_eq!(case("chatml", "system"), ["True.\n<|im_end|>"]);
     assert_eq!(case("llama3", "system"), ["True.<|eot_id|>"]);
-    assert_eq!(case("llama3", "turns"), ["부엌에 있어.<|eot_id|>".to_owned(), format!("{garden}<|eot_id|>")]);
+    assert_eq!(
+        case("llama3", "turns"),
+        ["부엌에 있어.<|eot_id|>".to_owned(), format!("{garden}<|eot_id|>")]
+    );
     // Llama 2 writes a blank before EOS, which the model has to write too.
     assert_eq!(case("llama2", "turns"), ["부엌에 있어. </s>".to_owned(), format!("{garden} </s>")]);
     assert_eq!(case("zephyr", "same"), ["ok</s>", "ok</s>"]);
@@ -136,7 +142,10 @@ fn rewritten_history_is_masked_as_it_reads() {
         counted(&template, &fixture.messages("thought")).unwrap(),
         ["4<|im_end|>", "<think>\nThree and three.\n</think>\n\n6<|im_end|>"]
     );
-    assert_eq!(counted(&template, &fixture.messages("single")).unwrap(), ["안녕! 반가워.<|im_end|>"]);
+    assert_eq!(
+        counted(&template, &fixture.messages("single")).unwrap(),
+        ["안녕! 반가워.<|im_end|>"]
+    );
 }
 
 #[test]
@@ -183,11 +192,15 @@ fn a_mask_that_cannot_be_told_is_an_error() {
         refusal("the template leaves its end out")
     );
     assert_eq!(
-        case("{% for m in messages %}{% set x %}{% generation %}{{ m.content }}{% endgeneration %}{% endset %}{{ x.split(' ')[0] }}{% endfor %}"),
+        case(
+            "{% for m in messages %}{% set x %}{% generation %}{{ m.content }}{% endgeneration %}{% endset %}{{ x.split(' ')[0] }}{% endfor %}"
+        ),
         "chat template: its {% generation %} blocks are cut apart by the template; it prints only part of one"
     );
     assert_eq!(
-        case("{% for m in messages %}{% if false %}{% generation %}{% endgeneration %}{% endif %}{% endfor %}"),
+        case(
+            "{% for m in messages %}{% if false %}{% generation %}{% endgeneration %}{% endif %}{% endfor %}"
+        ),
         "chat template: it printed no {% generation %} block for this conversation, so nothing would count \
          in the loss"
     );
@@ -200,18 +213,29 @@ fn the_end_of_turn_token_is_found_by_a_probe() {
     assert_eq!(end("chatml").as_deref(), Some("<|im_end|>"));
     assert_eq!(end("llama2").as_deref(), Some("</s>"));
     assert_eq!(end("generation").as_deref(), Some("<|im_end|>"));
-    let plain = ChatTemplate::parse("{% for m in messages %}{{ m.content }}\n{% endfor %}", specials());
+    let plain =
+        ChatTemplate::parse("{% for m in messages %}{{ m.content }}\n{% endfor %}", specials());
     let plain = plain.unwrap();
     assert_eq!(plain.end_of_turn(), None);
     let rendered = plain.render_with_spans(&fixture.messages("single")).unwrap();
     assert!(!rendered.closed);
-    assert!(fixture.template("chatml").render_with_spans(&fixture.messages("turns")).unwrap().closed);
+    assert!(
+        fixture.template("chatml").render_with_spans(&fixture.messages("turns")).unwrap().closed
+    );
 }
 
 #[test]
 fn blanks_around_a_text_are_counted_where_the_template_prints_them() {
-    let keeps = ChatTemplate::parse("{% for m in messages %}\n\n{{ m.content }}</s>{% endfor %}", specials()).unwrap();
-    let trims = ChatTemplate::parse("{% for m in messages %}\n\n{{ m.content | trim }}</s>{% endfor %}", specials()).unwrap();
+    let keeps = ChatTemplate::parse(
+        "{% for m in messages %}\n\n{{ m.content }}</s>{% endfor %}",
+        specials(),
+    )
+    .unwrap();
+    let trims = ChatTemplate::parse(
+        "{% for m in messages %}\n\n{{ m.content | trim }}</s>{% endfor %}",
+        specials(),
+    )
+    .unwrap();
     let messages = [Message::new("assistant", "\n\nx\n")];
     assert_eq!(counted(&keeps, &messages).unwrap(), ["\n\nx\n</s>"]);
     // The line breaks before the text are the template's own here.

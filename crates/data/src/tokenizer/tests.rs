@@ -33,8 +33,10 @@ pub(crate) fn metaspace() -> Tokenizer {
     for token in ["▁", "a", "b", "c", "안", "녕", "▁a", "ab", "▁ab", "안녕", "\n"] {
         vocab.insert(token.to_owned(), json!(vocab.len()));
     }
-    let special = |id: u32, content: &str| json!({"id": id, "content": content, "single_word": false,
-        "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+    let special = |id: u32, content: &str| {
+        json!({"id": id, "content": content, "single_word": false,
+        "lstrip": false, "rstrip": false, "normalized": false, "special": true})
+    };
     let json = json!({
         "version": "1.0",
         "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
@@ -78,8 +80,14 @@ fn training_gives_the_special_tokens_first_and_the_size_asked_for() {
     let tokenizer = small();
     assert_eq!(tokenizer.vocab_size(), 420);
     let first: Vec<String> = (0..7).map(|id| tokenizer.id_to_token(id).unwrap()).collect();
-    assert_eq!(first, ["<|bos|>", "<|eos|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]);
-    assert_eq!((tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()), (Some(0), Some(1), Some(2)));
+    assert_eq!(
+        first,
+        ["<|bos|>", "<|eos|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    );
+    assert_eq!(
+        (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()),
+        (Some(0), Some(1), Some(2))
+    );
     assert_eq!(tokenizer.stop_ids(None), [1, 6]);
     assert_eq!(tokenizer.chat_template(), Some(CHAT));
     // A word that is frequent in the corpus is one token.
@@ -104,7 +112,14 @@ fn training_does_not_depend_on_order_or_threads() {
 #[test]
 fn any_text_survives_encoding_and_decoding() {
     let tokenizer = small();
-    for text in ["", " ", "안녕, 세상! 👩‍🌾\n\n\tfn main() {}", "日本語 العربية \u{0} é", "12345  678", "  x  "] {
+    for text in [
+        "",
+        " ",
+        "안녕, 세상! 👩‍🌾\n\n\tfn main() {}",
+        "日本語 العربية \u{0} é",
+        "12345  678",
+        "  x  ",
+    ] {
         let ids = tokenizer.encode(text, false).unwrap().ids;
         assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
     }
@@ -118,7 +133,12 @@ fn any_text_survives_encoding_and_decoding() {
 #[test]
 fn digits_are_grouped_as_asked() {
     for (max_digits, expected) in [(1, 7), (3, 3)] {
-        let tokenizer = train(&BpeOptions { vocab_size: 2000, max_digits, min_frequency: 1, ..BpeOptions::default() });
+        let tokenizer = train(&BpeOptions {
+            vocab_size: 2000,
+            max_digits,
+            min_frequency: 1,
+            ..BpeOptions::default()
+        });
         let words = tokenizer.encode("1234567", false).unwrap().ids.len();
         assert!(words >= expected, "{max_digits}: {words}");
         for id in 0..tokenizer.vocab_size() as u32 {
@@ -176,13 +196,22 @@ fn metaspace_offsets_are_bytes_and_tile_the_text() {
     let piece = |token: &str, text: &str| (token.to_owned(), text.to_owned());
     assert_eq!(
         pieces(&tokenizer, "ab 안녕 ab", true),
-        [piece("<s>", ""), piece("▁ab", "ab"), piece("▁", " "), piece("안녕", "안녕"), piece("▁ab", " ab")]
+        [
+            piece("<s>", ""),
+            piece("▁ab", "ab"),
+            piece("▁", " "),
+            piece("안녕", "안녕"),
+            piece("▁ab", " ab")
+        ]
     );
     // The `▁` put before the text stands for none of it.
     assert_eq!(pieces(&tokenizer, "안녕", false)[0].0, "▁");
     // Byte fallback: three tokens share the bytes of one character.
     let bytes = pieces(&tokenizer, "한", false);
-    assert_eq!(bytes.iter().map(|(token, _)| token.as_str()).collect::<Vec<_>>(), ["▁", "<0xED>", "<0x95>", "<0x9C>"]);
+    assert_eq!(
+        bytes.iter().map(|(token, _)| token.as_str()).collect::<Vec<_>>(),
+        ["▁", "<0xED>", "<0x95>", "<0x9C>"]
+    );
     assert!(bytes[1..].iter().all(|(_, text)| text == "한"), "{bytes:?}");
     // Special tokens keep their place; the text after them gets its own `▁`, as in transformers.
     assert_eq!(
@@ -226,7 +255,8 @@ fn check_stream(tokenizer: &Tokenizer, text: &str) {
 #[test]
 fn streams_give_whole_characters() {
     let long = "고양이가 마을에서 👩\u{200D}🌾 잔다. The cat sleeps.\n".repeat(20);
-    for text in ["", "안녕하세요 👩\u{200D}🌾!", " leading", "ab 한글 ab", "日本", &long] {
+    for text in ["", "안녕하세요 👩\u{200D}🌾!", " leading", "ab 한글 ab", "日本", &long]
+    {
         check_stream(&small(), text);
         check_stream(&metaspace(), text);
     }
@@ -270,7 +300,8 @@ fn a_saved_tokenizer_loads_the_same() {
     }
     let lone = Tokenizer::load(dir.path().join("tokenizer/tokenizer.json")).unwrap();
     assert_eq!((lone.digest(), lone.eos_id()), (tokenizer.digest(), None));
-    let generation = fs::read_to_string(dir.path().join("tokenizer/generation_config.json")).unwrap();
+    let generation =
+        fs::read_to_string(dir.path().join("tokenizer/generation_config.json")).unwrap();
     let generation: Value = serde_json::from_str(&generation).unwrap();
     assert_eq!(generation, json!({"bos_token_id": 0, "pad_token_id": 2, "eos_token_id": [1, 6]}));
 }
@@ -310,7 +341,8 @@ fn the_several_places_of_a_chat_template() {
     assert_eq!(
         load(json!({"chat_template": [{"name": "tool_use", "template": "T"}]}), None),
         Err("chat_template is a list without one named `default`; put the one to use into \
-             chat_template.jinja".to_owned())
+             chat_template.jinja"
+            .to_owned())
     );
     assert_eq!(
         load(json!({"chat_template": 3}), None),
@@ -339,13 +371,20 @@ fn what_cannot_be_loaded_is_named() {
     assert_eq!(error(&path.join("no")), format!("DIR/no: no such file or folder{advice}"));
     assert_eq!(error(path), format!("DIR: no tokenizer.json in it{advice}"));
     fs::write(path.join("tokenizer.model"), "x").unwrap();
-    assert!(error(path).starts_with("DIR: only a SentencePiece tokenizer.model, which must be converted: "));
+    assert!(
+        error(path)
+            .starts_with("DIR: only a SentencePiece tokenizer.model, which must be converted: ")
+    );
     fs::remove_file(path.join("tokenizer.model")).unwrap();
     fs::write(path.join("vocab.json"), "{}").unwrap();
     fs::write(path.join("merges.txt"), "").unwrap();
-    assert!(error(path).starts_with("DIR: only vocab.json and merges.txt, which must be converted: "));
+    assert!(
+        error(path).starts_with("DIR: only vocab.json and merges.txt, which must be converted: ")
+    );
     fs::write(path.join("tokenizer.json"), "{\"model\": 1}").unwrap();
-    assert!(error(path).starts_with("DIR/tokenizer.json: not a tokenizer.json that the tokenizers library reads: "));
+    assert!(error(path).starts_with(
+        "DIR/tokenizer.json: not a tokenizer.json that the tokenizers library reads: "
+    ));
     small().save(path).unwrap();
     fs::write(path.join("tokenizer_config.json"), "[1]").unwrap();
     assert_eq!(error(path), "DIR/tokenizer_config.json: expected a JSON object");
