@@ -206,3 +206,77 @@ impl Default for Near {
         Self { threshold: 0.8, num_hashes: 128, bands: 16, shingle_chars: 5 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn keys(value: &Value, found: &mut Vec<String>) {
+        if let Value::Object(fields) = value {
+            for (key, inner) in fields {
+                found.push(key.clone());
+                keys(inner, found);
+            }
+        }
+    }
+
+    /// The shipped file is the reference: every key that the program knows is in it, if only in a comment.
+    #[test]
+    fn the_shipped_file_shows_every_key() {
+        let mapping = |key: &str| (key.to_owned(), json!("x"));
+        let mut mappings: serde_json::Map<String, Value> = [
+            "text",
+            "text_template",
+            "system",
+            "system_template",
+            "prompt",
+            "prompt_template",
+            "completion",
+            "completion_template",
+            "messages",
+            "role_key",
+            "content_key",
+            "instruction_template",
+        ]
+        .into_iter()
+        .map(mapping)
+        .collect();
+        mappings.insert("roles".to_owned(), json!({}));
+        let full = json!({
+            "seed": 1, "out": "x", "preview_rows": 1,
+            "tokenizer": {
+                "chat_template": "x", "chat_template_file": "x", "chat_template_date": "2026-01-01",
+                "train": {"vocab_size": 1, "min_frequency": 1, "max_digits": 1, "nfc": true, "extra_special_tokens": [],
+                          "datasets": [], "max_train_mb": 1},
+                "existing": {"path": "x", "bos_token": "x", "eos_token": "x", "pad_token": "x"},
+            },
+            "datasets": {"text": {
+                "kind": "text", "sources": [], "max_length": 1, "overlong": "drop", "validation_fraction": 0.0,
+                "split_field": "x", "bad_records": "fail",
+                "world": {"seed": 1, "part": "pretrain", "records": 1, "held_out": 1},
+                "read": {"format": "text", "text_unit": "line", "columns": [], "field": "x"},
+                "mapping": mappings,
+                "clean": {"nfc": true, "control_characters": true, "whitespace": true},
+                "filter": {"min_chars": 1, "max_chars": 1},
+                "dedup": {"exact": true, "near": {"threshold": 0.5, "num_hashes": 1, "bands": 1, "shingle_chars": 1}},
+            }},
+        });
+        // Reading and writing it again gives the same keys, so none is missing above.
+        let config: Config = serde_json::from_value(full.clone()).unwrap();
+        let (mut known, mut written) = (Vec::new(), Vec::new());
+        keys(&full, &mut known);
+        keys(&serde_json::to_value(&config).unwrap(), &mut written);
+        known.sort();
+        written.sort();
+        assert_eq!(known, written);
+        let shipped = include_str!("../../../configs/data-prep.toml");
+        for key in known {
+            let shown = shipped.contains(&format!("{key} = "))
+                || shipped.contains(&format!("{key}]"))
+                || shipped.contains(&format!("[{key}."));
+            assert!(shown, "`{key}` is not in configs/data-prep.toml");
+        }
+    }
+}

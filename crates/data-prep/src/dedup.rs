@@ -198,7 +198,8 @@ mod tests {
         };
         let hasher = Hasher::new(&options);
         let words = |from: usize, to: usize| -> String {
-            (from..to).map(|n| format!("word{n:04} ")).collect()
+            let words: Vec<String> = (from..to).map(|n| format!("word{n:04} ")).collect();
+            words.concat()
         };
         let (a, b) = (words(0, 200), words(100, 300));
         let set = |text: &str| -> HashSet<Vec<char>> {

@@ -54,6 +54,7 @@ fn main() -> ExitCode {
     stage::main::<Config>(&INFO, run)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]
 fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Map<String, Value>> {
     record_inputs(ctx, &plan)?;
     let vocabulary = vocabulary::get(&plan, &|| Ok(ctx.check_interrupt()?))?;

@@ -250,7 +250,7 @@ fn count_chars(example: &Example) -> usize {
 }
 
 fn turns<'m>(messages: impl Iterator<Item = &'m Message>) -> String {
-    messages.map(|m| format!("{}\n{}\n", m.role, m.content)).collect()
+    messages.flat_map(|m| [m.role.as_str(), "\n", m.content.as_str(), "\n"]).collect()
 }
 
 /// All the text of an example, for hashing.

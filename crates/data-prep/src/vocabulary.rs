@@ -6,7 +6,7 @@ use data::tokenizer::{BpeOptions, Tokenizer};
 use tracing::{info, warn};
 
 use crate::config::TrainTokenizer;
-use crate::plan::{Plan, TokenizerPlan};
+use crate::plan::{DatasetPlan, Plan, TokenizerPlan};
 use crate::prepare::{Prepare, Prepared, Split, texts};
 
 /// The tokenizer with its chat template compiled.
@@ -143,7 +143,7 @@ fn settle_template(
     tokenizer: &mut Tokenizer,
     warnings: &mut Vec<String>,
 ) -> anyhow::Result<Option<ChatTemplate>> {
-    let needed = plan.datasets.iter().any(|set| set.is_chat());
+    let needed = plan.datasets.iter().any(DatasetPlan::is_chat);
     let source = match (&plan.chat_template, tokenizer.chat_template()) {
         (Some(source), _) => source.clone(),
         (None, Some(own)) => own.to_owned(),
@@ -213,7 +213,9 @@ mod tests {
         let step = u64::MAX / 64;
         let run = |order: &[u64]| {
             let mut sample = Sample::new(40);
-            order.iter().for_each(|n| sample.add(prepared(n * step, &format!("{n:04}"))));
+            for n in order {
+                sample.add(prepared(n * step, &format!("{n:04}")));
+            }
             let mut texts: Vec<String> = sample.texts.into_iter().map(|(_, text)| text).collect();
             texts.sort();
             texts

@@ -39,11 +39,8 @@ fn yard() -> Yard {
     let yard = Yard::new();
     yard.write("data/alpaca.json", alpaca(800));
     let lines = |from: usize| -> String {
-        (from..from + 2000)
-            .map(|n| {
-                format!("{n}번째 줄입니다. Line {} of the book tells of {}.\n", n, n * n % 977)
-            })
-            .collect()
+        let line = |n| format!("{n}번째 줄입니다. Line {n} of the book tells of {}.", n * n % 977);
+        (from..from + 2000).flat_map(|n: usize| [line(n), "\n".to_owned()]).collect()
     };
     yard.write("data/a.txt", lines(0));
     yard.write("data/b.txt", lines(1000));

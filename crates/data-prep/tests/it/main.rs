@@ -1,6 +1,8 @@
 //! The real binary on small data: what it writes, that it writes the same again, and what it says
 //! when something is wrong.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod bad_input;
 mod determinism;
 mod outputs;
@@ -76,7 +78,7 @@ impl Yard {
 /// Korean and English instructions in Alpaca's form.
 fn alpaca(rows: usize) -> String {
     let record = |n: usize| {
-        let (instruction, input, output) = if n % 2 == 0 {
+        let (instruction, input, output) = if n.is_multiple_of(2) {
             (format!("{n}에 하나를 더하세요."), String::new(), format!("{}입니다.", n + 1))
         } else {
             ("Add one.".to_owned(), format!("{n}"), format!("That makes {}.", n + 1))

@@ -150,7 +150,7 @@ fn held_out_records_with_a_checker_become_prompts() {
                          {"role": "assistant", "content": format!("{}", n + 1)}],
             "split": split, "task": "add", "checker": {"number": {"value": n + 1}},
         });
-        lines.push_str(&format!("{record}\n"));
+        lines.extend([record.to_string(), "\n".to_owned()]);
     }
     yard.write("sums.jsonl", lines);
     yard.prepare(
@@ -199,8 +199,10 @@ fn text_is_cleaned_filtered_deduplicated_divided_and_split() {
     lines.push(story(1).replace("숲 속에", "숲속에"));
     lines.push("짧다".to_owned());
     lines.push((200..230).map(story).collect());
-    let records: String =
-        lines.iter().map(|text| format!("{}\n", json!({ "text": text }))).collect();
+    let records: String = lines
+        .iter()
+        .flat_map(|text| [json!({ "text": text }).to_string(), "\n".to_owned()])
+        .collect();
     yard.write("text.jsonl", records);
     let ran = yard.prepare(
         r#"

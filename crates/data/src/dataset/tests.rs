@@ -163,7 +163,7 @@ fn what_does_not_fit_together_is_refused() {
     }
 }
 
-/// The order must never change, or checkpoints would go on with other data. ChaCha8 keyed by
+/// The order must never change, or checkpoints would go on with other data. `ChaCha8` keyed by
 /// (1, 2, 3, 4), computed apart from this code: upper halves of `next_u64 * (i + 1)`, last to first.
 #[test]
 fn the_shuffle_is_fixed() {

@@ -191,10 +191,8 @@ fn what_is_too_long_or_has_nothing_to_learn_is_skipped_with_its_reason() {
     let tokens = whole.ids.len();
     let drop = options(tokens - 1, Overlong::Drop);
     assert_eq!(encode_with(&tokenizer, CHAT, &chat(&TURNS), drop), Err(Skip::TooLong { tokens }));
-    assert_eq!(
-        encode_with(&tokenizer, CHAT, &text("안녕 안녕 안녕"), options(2, Overlong::Drop)).is_err(),
-        true
-    );
+    let short = options(2, Overlong::Drop);
+    assert!(encode_with(&tokenizer, CHAT, &text("안녕 안녕 안녕"), short).is_err());
     // Everything that is left within the length is prompt.
     let short = options(3, Overlong::Truncate);
     assert_eq!(encode_with(&tokenizer, CHAT, &chat(&TURNS), short), Err(Skip::NoTargets));
@@ -209,7 +207,7 @@ fn long_documents_are_divided_without_losing_a_prediction() {
     let tokenizer = trained();
     let example = text(&"고양이는 하얀색입니다. ".repeat(9));
     let whole = encode_with(&tokenizer, CHAT, &example, LONG).unwrap().rows.remove(0);
-    for max_length in 2..whole.ids.len() + 1 {
+    for max_length in 2..=whole.ids.len() {
         let rows = encode_with(&tokenizer, CHAT, &example, options(max_length, Overlong::Split))
             .unwrap()
             .rows;
@@ -248,16 +246,22 @@ fn errors_say_what_to_do() {
 
 #[test]
 fn masks_come_from_offsets() {
-    let case = |offsets: &[(usize, usize)], spans: &[Range<usize>]| mask_of(offsets, spans);
+    let case = |offsets: &[(usize, usize)], spans: &[(usize, usize)]| {
+        let spans: Vec<Range<usize>> = spans.iter().map(|&(start, end)| start..end).collect();
+        mask_of(offsets, &spans)
+    };
     let offsets = [(0, 0), (0, 2), (2, 5), (5, 5), (5, 8), (8, 8)];
-    assert_eq!(case(&offsets, &[5..8]), (vec![false, false, false, true, true, false], false));
-    assert_eq!(case(&offsets, &[2..5]), (vec![false, false, true, false, false, false], false));
-    assert_eq!(case(&offsets, &[4..6]), (vec![false, false, true, true, true, false], true));
-    assert_eq!(case(&offsets, &[0..2, 5..8]), (vec![true, true, false, true, true, false], false));
+    assert_eq!(case(&offsets, &[(5, 8)]), (vec![false, false, false, true, true, false], false));
+    assert_eq!(case(&offsets, &[(2, 5)]), (vec![false, false, true, false, false, false], false));
+    assert_eq!(case(&offsets, &[(4, 6)]), (vec![false, false, true, true, true, false], true));
+    assert_eq!(
+        case(&offsets, &[(0, 2), (5, 8)]),
+        (vec![true, true, false, true, true, false], false)
+    );
     assert_eq!(case(&offsets, &[]), (vec![false; 6], false));
     // Several tokens share the bytes of one character.
     assert_eq!(
-        case(&[(0, 1), (1, 4), (1, 4), (1, 4)], &[1..4]),
+        case(&[(0, 1), (1, 4), (1, 4), (1, 4)], &[(1, 4)]),
         (vec![false, true, true, true], false)
     );
 }

@@ -242,7 +242,7 @@ fn damaged_compression_is_an_error_that_says_how_far_it_got() {
     let mut plain = String::new();
     // Different lines, so that the cut file still holds some of them.
     for n in 0..2000 {
-        plain.push_str(&format!("{{\"text\": \"{}\"}}\n", n * 7919 % 10007));
+        plain.extend(["{\"text\": \"", &(n * 7919 % 10007).to_string(), "\"}\n"]);
     }
     let gz = gzip(plain.as_bytes());
     folder.write("cut.jsonl.gz", &gz[..gz.len() - 20]);
@@ -355,7 +355,7 @@ fn files_come_in_the_order_asked_for() {
         source.records().map(|record| record.unwrap().fields["n"].as_u64().unwrap()).collect()
     };
     let root = folder.path();
-    assert_eq!(order(&[root.clone()]), [1, 2, 3]);
+    assert_eq!(order(std::slice::from_ref(&root)), [1, 2, 3]);
     assert_eq!(order(&[format!("{root}/*.jsonl")]), [9, 1, 2]);
     assert_eq!(order(&[format!("{root}/b.jsonl"), root.clone()]), [2, 1, 3]);
     assert_eq!(order(&[format!("{root}/**/c.jsonl")]), [3]);
