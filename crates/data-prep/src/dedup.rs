@@ -1,8 +1,8 @@
 //! Drops exact and near duplicates.
 //!
 //! Both look at a text with case folded and white space collapsed. The first of several equal texts
-//! is kept. Memory: 16 bytes a kept text for exact duplicates, and for near ones
-//! 4 × `num_hashes` + about 16 × `bands` bytes (768 with the defaults). Texts themselves are not held.
+//! is kept. Memory: about 30 bytes a kept text for exact duplicates, and for near ones
+//! 4 × `num_hashes` + about 35 × `bands` bytes (1.1 kB with the defaults). Texts are not held.
 //!
 //! # Near duplicates
 //! MinHash (Broder 1997, "On the resemblance and containment of documents") over shingles of
@@ -91,9 +91,14 @@ pub(crate) struct Seen {
     exact: HashSet<u128>,
     /// The signatures of kept texts, one after another.
     signatures: Vec<u32>,
-    /// For each band, its content to the kept texts that have it.
-    bands: Vec<HashMap<u64, Vec<u32>>>,
+    /// For each band, its content to the last kept text that has it.
+    bands: Vec<HashMap<u64, u32>>,
+    /// For each kept text and band the text before it with the same content, or [`NONE`].
+    links: Vec<u32>,
 }
+
+/// The end of a chain of texts.
+const NONE: u32 = u32::MAX;
 
 impl Seen {
     pub(crate) fn new(options: &Dedup) -> Self {
@@ -103,6 +108,7 @@ impl Seen {
             exact: HashSet::new(),
             signatures: Vec::new(),
             bands: vec![HashMap::new(); bands],
+            links: Vec::new(),
         }
     }
 
@@ -125,23 +131,24 @@ impl Seen {
         let keys: Vec<u64> = signature.chunks_exact(rows).map(band_key).collect();
         let needed = (near.threshold * near.num_hashes as f64).ceil() as usize;
         let mut checked = HashSet::new();
-        for (band, key) in self.bands.iter().zip(&keys) {
-            for &kept in band.get(key).map_or(&[][..], Vec::as_slice) {
-                if !checked.insert(kept) {
-                    continue;
+        for (number, (band, key)) in self.bands.iter().zip(&keys).enumerate() {
+            let mut kept = band.get(key).copied().unwrap_or(NONE);
+            while kept != NONE {
+                if checked.insert(kept) {
+                    let start = kept as usize * near.num_hashes;
+                    let other = &self.signatures[start..start + near.num_hashes];
+                    let equal = signature.iter().zip(other).filter(|(a, b)| a == b).count();
+                    if equal >= needed {
+                        return Err(Repeat::Near);
+                    }
                 }
-                let start = kept as usize * near.num_hashes;
-                let other = &self.signatures[start..start + near.num_hashes];
-                let equal = signature.iter().zip(other).filter(|(a, b)| a == b).count();
-                if equal >= needed {
-                    return Err(Repeat::Near);
-                }
+                kept = self.links[kept as usize * near.bands + number];
             }
         }
         let index = (self.signatures.len() / near.num_hashes) as u32;
         self.signatures.extend_from_slice(signature);
         for (band, key) in self.bands.iter_mut().zip(keys) {
-            band.entry(key).or_default().push(index);
+            self.links.push(band.insert(key, index).unwrap_or(NONE));
         }
         Ok(())
     }

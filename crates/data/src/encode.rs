@@ -242,7 +242,7 @@ fn encode_text(
     text: &str,
     options: EncodeOptions,
 ) -> Result<Result<Encoded, Skip>, EncodeError> {
-    let ids = tokenizer.encode_plain(text, true)?.ids;
+    let ids = tokenizer.ids_plain(text, true)?;
     let mask = vec![true; ids.len()];
     let mut row = TokenRow { ids, mask };
     let closed = close(tokenizer, &mut row);

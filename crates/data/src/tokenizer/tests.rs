@@ -231,6 +231,7 @@ fn special_tokens_in_a_document_are_text() {
     let tokenizer = metaspace();
     assert_eq!(tokenizer.encode("a</s>", false).unwrap().ids.last(), Some(&2));
     let plain = tokenizer.encode_plain("a</s>", true).unwrap().ids;
+    assert_eq!(tokenizer.ids_plain("a</s>", true).unwrap(), plain);
     assert_eq!(plain[0], 1, "the tokenizer's own BOS is still added");
     assert!(!plain[1..].contains(&2) && !plain[1..].contains(&1));
     assert_eq!(tokenizer.special_in("x </s> y"), Some("</s>"));
