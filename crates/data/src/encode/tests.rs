@@ -106,15 +106,23 @@ fn a_pad_token_that_equals_eos_changes_nothing() {
 
 #[test]
 fn the_prompt_of_generation_is_a_prefix_of_the_row() {
-    for (tokenizer, source) in
-        [(trained(), CHAT), (trained(), INSTRUCTION), (metaspace(), INSTRUCTION)]
-    {
+    // As in Llama 2, where a space that the prompt does not have stands before the answer.
+    let spaced = "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[' + m.content + ']' }}\
+                  {% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}";
+    for (tokenizer, source) in [
+        (trained(), CHAT),
+        (trained(), INSTRUCTION),
+        (metaspace(), INSTRUCTION),
+        (trained(), spaced),
+        (metaspace(), spaced),
+    ] {
         let template = template(&tokenizer, source);
         for end in [1, 3] {
             let Example::Chat { messages } = chat(&TURNS[..=end]) else { panic!() };
             let prompt = chat_prompt(&tokenizer, &template, &messages[..end]).unwrap();
-            let row =
-                &encode_with(&tokenizer, source, &chat(&TURNS[..=end]), LONG).unwrap().rows[0];
+            let encoded = encode_with(&tokenizer, source, &chat(&TURNS[..=end]), LONG).unwrap();
+            assert!(encoded.closed && !encoded.straddles, "{source}");
+            let row = &encoded.rows[0];
             assert_eq!(row.ids[..prompt.len()], prompt, "{source}");
             assert!(row.mask[prompt.len()], "what comes after the prompt counts");
             if end == 1 {

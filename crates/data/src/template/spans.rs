@@ -188,6 +188,7 @@ fn fenced_spans(
     for (index, fence) in &fences {
         let mut span = locate(&text, &marks, fence).map_err(|why| lost(messages, *index, why))?;
         widen(template, messages, *index, &text, &mut span)?;
+        take_blank(template, messages, *index, &text, &mut span);
         if spans.last().is_some_and(|last| last.end > span.start) {
             return Err(lost(
                 messages,
@@ -251,6 +252,25 @@ fn locate(
         return Err("the template moves its thought elsewhere");
     }
     find(&fence.answer)?.map(|start| start..end).ok_or("the template leaves its beginning out")
+}
+
+/// Takes in a space before the text that is not in the prompt of generation either, so that the model
+/// has to write it (Llama 2 prints `[/INST]`, a space and the answer, and prompts with `[/INST]`).
+fn take_blank(
+    template: &ChatTemplate,
+    messages: &[Message],
+    index: usize,
+    text: &str,
+    span: &mut Range<usize>,
+) {
+    if text[..span.start].ends_with(' ')
+        && let Ok(prompt) = template.render_raw(&messages[..index], true, "")
+        && text.starts_with(&prompt)
+        && prompt.len() < span.start
+        && text[prompt.len()..span.start].trim().is_empty()
+    {
+        span.start = prompt.len();
+    }
 }
 
 /// Takes in the message's own outer white space where the template printed it: rendering the trimmed

@@ -112,8 +112,12 @@ fn what_the_assistant_says_counts_with_its_end_of_turn() {
         case("llama3", "turns"),
         ["부엌에 있어.<|eot_id|>".to_owned(), format!("{garden}<|eot_id|>")]
     );
-    // Llama 2 writes a blank before EOS, which the model has to write too.
-    assert_eq!(case("llama2", "turns"), ["부엌에 있어. </s>".to_owned(), format!("{garden} </s>")]);
+    // Llama 2 writes a blank before EOS, which the model has to write too, and one before the text that
+    // is not in its prompt.
+    assert_eq!(
+        case("llama2", "turns"),
+        [" 부엌에 있어. </s>".to_owned(), format!(" {garden} </s>")]
+    );
     assert_eq!(case("zephyr", "same"), ["ok</s>", "ok</s>"]);
     assert_eq!(case("gemma", "same"), ["ok<end_of_turn>", "ok<end_of_turn>"]);
     assert_eq!(case("chatml", "alone"), ["hello<|im_end|>"]);
