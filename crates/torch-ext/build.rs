@@ -25,6 +25,8 @@ fn main() {
 fn build(libtorch: &Path) {
     let mut shim = cpp();
     shim.std("c++20")
+        // `at::parallel_for` is a template over OpenMP: without this flag it runs on one thread, silently.
+        .flag("-fopenmp")
         // System includes: libtorch's headers are not ours to keep free of warnings.
         .flag("-isystem")
         .flag(libtorch.join("include"))
@@ -47,6 +49,8 @@ fn build(libtorch: &Path) {
     println!("cargo::rustc-link-search=native={}", libtorch.join("lib").display());
     println!("cargo::rustc-link-lib=torch_cpu");
     println!("cargo::rustc-link-lib=c10");
+    // The OpenMP runtime that libtorch brings, so that there is one pool of threads.
+    println!("cargo::rustc-link-lib=dylib:+verbatim=libgomp.so.1");
 }
 
 /// Compiles the CPU kernels for one instruction set; the shim picks one at run time.
