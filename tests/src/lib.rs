@@ -1,1 +1,8 @@
-//! Whole-project tests.
+//! The kit of the whole-project tests: golden files, comparisons with named tolerances, a tiny corpus, and the real
+//! binaries.
+
+pub mod binaries;
+pub mod close;
+pub mod corpus;
+pub mod fixtures;
+pub mod flat;

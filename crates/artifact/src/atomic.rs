@@ -173,6 +173,20 @@ impl AtomicDir {
     }
 }
 
+/// Removes a directory so that it is never half there: it loses its name first. Absent: nothing to do.
+///
+/// # Errors
+/// Those of the file system.
+pub fn remove_dir(path: impl AsRef<Path>) -> io::Result<()> {
+    let path = path.as_ref();
+    let aside = temporary_name(path);
+    match fs::rename(path, &aside) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+        Ok(()) => remove(&aside),
+    }
+}
+
 /// Removes what killed runs left under `dir` (at any depth), and returns the removed paths.
 ///
 /// Temporaries of processes that still live, and everything without a temporary's name, stay.
@@ -321,7 +335,10 @@ fn explain(error: io::Error, target: &Path) -> io::Error {
         io::ErrorKind::StorageFull => "no space left on the disk",
         io::ErrorKind::QuotaExceeded => "the disk quota is used up",
         io::ErrorKind::ReadOnlyFilesystem => {
-            let message = format!("{}: the file system is read-only; choose another output directory", target.display());
+            let message = format!(
+                "{}: the file system is read-only; choose another output directory",
+                target.display()
+            );
             return io::Error::new(error.kind(), message);
         }
         _ => return error,

@@ -70,6 +70,14 @@ pub fn check_input(path: impl AsRef<Path>) -> Result<Checked> {
     Ok(Checked { digest: digest::listing(&found), producer: Some(producer) })
 }
 
+/// The finished run in whose directory a file or folder lies, if it lies in one. Nothing is digested.
+///
+/// # Errors
+/// If the path does not exist, or its run has not finished ([`Error::Unfinished`]).
+pub fn producer(path: impl AsRef<Path>) -> Result<Option<Producer>> {
+    Ok(find_producer(path.as_ref())?.map(|(producer, _)| producer))
+}
+
 /// Checks that data was made with the tokenizer of the model it is to meet.
 ///
 /// `recorded` is the digest in the data's footer ([`crate::tokens::TokenMeta`]), `found` that of the
@@ -109,6 +117,11 @@ fn find_producer(path: &Path) -> Result<Option<(Producer, String)>> {
             continue;
         }
         let Ok(run) = RunDir::open(dir) else {
+            // A checkpoint is whole in itself, whatever becomes of its run.
+            let checkpoint = RunDir::checkpoints_of(dir);
+            if whole.starts_with(&checkpoint) && whole != checkpoint {
+                return Ok(None);
+            }
             if crate::run_dir::is_config(&dir.join("config.toml")) {
                 return Err(Error::Unfinished { path: as_given(path, &whole, dir) });
             }

@@ -250,7 +250,10 @@ mod tests {
     #[test]
     fn json_digests_ignore_key_order_but_not_values() {
         let parse = |text: &str| json(&serde_json::from_str(text).unwrap());
-        assert_eq!(parse(r#"{"a":1,"b":{"x":[1,2],"가":null}}"#), parse(r#"{"b":{"가":null,"x":[1,2]},"a":1}"#));
+        assert_eq!(
+            parse(r#"{"a":1,"b":{"x":[1,2],"가":null}}"#),
+            parse(r#"{"b":{"가":null,"x":[1,2]},"a":1}"#)
+        );
         assert_ne!(parse(r#"{"a":1}"#), parse(r#"{"a":1.0}"#));
         assert_ne!(parse(r#"{"a":[1,2]}"#), parse(r#"{"a":[2,1]}"#));
         assert_ne!(parse(r#"{"a":"b"}"#), parse(r#"{"a":{"b":null}}"#));
@@ -259,11 +262,14 @@ mod tests {
     #[test]
     fn only_well_formed_digests_parse() {
         assert_eq!(ABC.parse::<Digest>().unwrap(), bytes(b"abc"));
-        for bad in ["", "sha256:", "sha256:abc", &ABC.to_uppercase(), &ABC.replace("sha256", "md5")] {
+        for bad in ["", "sha256:", "sha256:abc", &ABC.to_uppercase(), &ABC.replace("sha256", "md5")]
+        {
             let message = bad.parse::<Digest>().unwrap_err().to_string();
             assert_eq!(
                 message,
-                format!("`{bad}` is not a digest; expected `sha256:` and 64 lower-case hexadecimal digits")
+                format!(
+                    "`{bad}` is not a digest; expected `sha256:` and 64 lower-case hexadecimal digits"
+                )
             );
         }
         assert!(serde_json::from_str::<Digest>("\"sha256:zz\"").is_err());

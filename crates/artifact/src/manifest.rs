@@ -69,7 +69,8 @@ impl Manifest {
         let file = if path.is_dir() { RunDir::open(path)?.manifest_path() } else { path.into() };
         let bad = |what: String| Error::BadManifest { path: file.clone(), what };
         let text = fs_err::read_to_string(&file)?;
-        let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        let value: serde_json::Value =
+            serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
         let version = value.get("format_version").and_then(serde_json::Value::as_u64);
         let found = version.ok_or_else(|| bad("no `format_version`".to_owned()))?;
         if found != FORMAT_VERSION {
@@ -103,7 +104,10 @@ mod tests {
                 path: "runs/q/data-prep/data/instructions/train.parquet".into(),
                 digest: crate::digest::bytes(b"abc"),
             }],
-            outputs: BTreeMap::from([("model/config.json".to_owned(), crate::digest::bytes(b"{}"))]),
+            outputs: BTreeMap::from([(
+                "model/config.json".to_owned(),
+                crate::digest::bytes(b"{}"),
+            )]),
             config: serde_json::json!({"train": {"lr": 3e-5}, "out": "runs/q/sft"}),
             seed: 7,
             versions: BTreeMap::from([("temper".to_owned(), "0.1.0".to_owned())]),
@@ -139,7 +143,9 @@ mod tests {
         let p = at.display();
         assert_eq!(
             fails("{\"format_version\": 1"),
-            format!("{p}: not a manifest (EOF while parsing an object at line 1 column 20); {again}")
+            format!(
+                "{p}: not a manifest (EOF while parsing an object at line 1 column 20); {again}"
+            )
         );
         assert_eq!(fails("{}"), format!("{p}: not a manifest (no `format_version`); {again}"));
         assert_eq!(

@@ -24,7 +24,9 @@ pub fn map_file(path: impl AsRef<Path>) -> Result<Mmap> {
     #[expect(unsafe_code, reason = "a read-only map of a file that temper never changes in place")]
     // SAFETY: the map is read-only and files are replaced by rename, never written in place; see above.
     let map = unsafe { Mmap::map(file.file()) };
-    map.map_err(|e| std::io::Error::new(e.kind(), format!("{}: cannot be mapped: {e}", path.display())).into())
+    map.map_err(|e| {
+        std::io::Error::new(e.kind(), format!("{}: cannot be mapped: {e}", path.display())).into()
+    })
 }
 
 #[cfg(test)]

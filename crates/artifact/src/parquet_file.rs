@@ -47,7 +47,10 @@ impl ParquetSink {
 
     /// Writes a batch as one row group.
     pub(crate) fn write_group(&mut self, batch: &RecordBatch) -> Result<()> {
-        self.writer.write(batch).and_then(|()| self.writer.flush()).map_err(|e| fault(&self.path, &e))
+        self.writer
+            .write(batch)
+            .and_then(|()| self.writer.flush())
+            .map_err(|e| fault(&self.path, &e))
     }
 
     /// Writes the footer with `record` as JSON, and gives the file its name.
@@ -74,7 +77,10 @@ impl ParquetSource {
         let file = fs_err::File::open(path)?;
         let meta = file.metadata()?;
         if meta.is_dir() {
-            let e = io::Error::new(io::ErrorKind::IsADirectory, format!("{}: is a directory, not a Parquet file", path.display()));
+            let e = io::Error::new(
+                io::ErrorKind::IsADirectory,
+                format!("{}: is a directory, not a Parquet file", path.display()),
+            );
             return Err(e.into());
         }
         let file = SharedFile { len: meta.len(), file: Arc::new(file) };
@@ -115,8 +121,10 @@ impl ParquetSource {
         group: usize,
         rows_at_once: usize,
     ) -> Result<impl Iterator<Item = Result<RecordBatch>> + use<>> {
-        let builder =
-            ParquetRecordBatchReaderBuilder::new_with_metadata(self.file.clone(), self.footer.clone());
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(
+            self.file.clone(),
+            self.footer.clone(),
+        );
         let reader = builder
             .with_row_groups(vec![group])
             .with_batch_size(rows_at_once.max(1))

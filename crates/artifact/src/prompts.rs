@@ -149,7 +149,8 @@ mod tests {
     fn another_tools_file_with_only_a_prompt_column_is_enough() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.parquet");
-        let mut table = TableWriter::create(&path, &[Column::required("prompt", Kind::Text)]).unwrap();
+        let mut table =
+            TableWriter::create(&path, &[Column::required("prompt", Kind::Text)]).unwrap();
         table.write_row(&["hi".into()]).unwrap();
         table.finish().unwrap();
         let expected = PromptRow { prompt: "hi".to_owned(), ..PromptRow::default() };
@@ -160,7 +161,10 @@ mod tests {
     fn a_file_without_prompts_says_what_it_has_and_who_makes_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.parquet");
-        TableWriter::create(&path, &[Column::required("text", Kind::Text)]).unwrap().finish().unwrap();
+        TableWriter::create(&path, &[Column::required("text", Kind::Text)])
+            .unwrap()
+            .finish()
+            .unwrap();
         assert_eq!(
             read(&path).unwrap_err().to_string(),
             format!(

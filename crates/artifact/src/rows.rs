@@ -55,7 +55,9 @@ impl Kind {
             DataType::Boolean => self == Self::Bool,
             DataType::Float16 | DataType::Float32 => matches!(self, Self::Float32 | Self::Float64),
             DataType::Float64 => matches!(self, Self::Float32 | Self::Float64),
-            found if found.is_integer() => matches!(self, Self::Int | Self::Float32 | Self::Float64),
+            found if found.is_integer() => {
+                matches!(self, Self::Int | Self::Float32 | Self::Float64)
+            }
             DataType::Null => true,
             _ => false,
         }
@@ -333,8 +335,10 @@ impl TableReader {
             let Some(found) = batch.column_by_name(&column.name) else {
                 return Ok(arrow::array::new_null_array(&kind, batch.num_rows()));
             };
-            cast(found, &kind)
-                .map_err(|e| Error::Parquet { path: self.source.path().to_path_buf(), what: e.to_string() })
+            cast(found, &kind).map_err(|e| Error::Parquet {
+                path: self.source.path().to_path_buf(),
+                what: e.to_string(),
+            })
         };
         self.columns.iter().map(one).collect()
     }
@@ -348,7 +352,11 @@ impl TableReader {
             let cell = cell(array, self.at);
             if cell == Cell::Null && column.required {
                 let what = format!("column `{}` has no value", column.name);
-                return Err(Error::Row { path: self.source.path().to_path_buf(), row: self.rows, what });
+                return Err(Error::Row {
+                    path: self.source.path().to_path_buf(),
+                    row: self.rows,
+                    what,
+                });
             }
             cells.push(cell);
         }
@@ -416,12 +424,22 @@ impl Builder {
         match self {
             Self::Text(builder) => builder.append_option(cell.as_text()),
             Self::Int(builder) => {
-                builder.append_option(if let Cell::Int(value) = cell { Some(*value) } else { None });
+                builder.append_option(if let Cell::Int(value) = cell {
+                    Some(*value)
+                } else {
+                    None
+                });
             }
-            Self::Float32(builder) => builder.append_option(cell.as_f64().map(|value| value as f32)),
+            Self::Float32(builder) => {
+                builder.append_option(cell.as_f64().map(|value| value as f32))
+            }
             Self::Float64(builder) => builder.append_option(cell.as_f64()),
             Self::Bool(builder) => {
-                builder.append_option(if let Cell::Bool(value) = cell { Some(*value) } else { None });
+                builder.append_option(if let Cell::Bool(value) = cell {
+                    Some(*value)
+                } else {
+                    None
+                });
             }
         }
     }

@@ -110,7 +110,12 @@ impl RunDir {
 
     /// `checkpoints/`.
     pub fn checkpoints_dir(&self) -> PathBuf {
-        self.root.join("checkpoints")
+        Self::checkpoints_of(&self.root)
+    }
+
+    /// `checkpoints/` of a run directory that may be unfinished.
+    pub(crate) fn checkpoints_of(root: &Path) -> PathBuf {
+        root.join("checkpoints")
     }
 
     /// `metrics.jsonl`.
@@ -209,7 +214,8 @@ impl RunDir {
     }
 
     fn foreign_entry(&self) -> io::Result<Option<String>> {
-        let ours = |name: &String| PRODUCTS.contains(&name.as_str()) || TRACES.contains(&name.as_str());
+        let ours =
+            |name: &String| PRODUCTS.contains(&name.as_str()) || TRACES.contains(&name.as_str());
         Ok(self.visible_entries()?.into_iter().find(|name| !ours(name)))
     }
 }
@@ -257,4 +263,4 @@ pub fn model_dir(path: impl AsRef<Path>) -> Result<PathBuf> {
 
 #[cfg(test)]
 #[path = "run_dir/tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -79,10 +79,21 @@ impl TokenWriter {
         let schema = schema();
         if i32::try_from(meta.vocab_size).is_err() {
             let what = format!("vocab_size {} does not fit 32-bit token ids", meta.vocab_size);
-            return Err(Error::Schema { path, what, advice: "use a smaller vocabulary".to_owned() });
+            return Err(Error::Schema {
+                path,
+                what,
+                advice: "use a smaller vocabulary".to_owned(),
+            });
         }
         let sink = ParquetSink::create(&path, Arc::clone(&schema))?;
-        Ok(Self { sink, schema, path, meta, counts: TokenCounts::default(), rows: TokenRows::new() })
+        Ok(Self {
+            sink,
+            schema,
+            path,
+            meta,
+            counts: TokenCounts::default(),
+            rows: TokenRows::new(),
+        })
     }
 
     /// Adds a row. `mask` is true where a token counts in the loss; `None` means everywhere.
@@ -98,7 +109,8 @@ impl TokenWriter {
             None => self.rows.mask.resize(self.rows.ids.len(), true),
         }
         self.rows.offsets.push(self.rows.ids.len());
-        let targets = mask.map_or(ids.len() - 1, |m| m[1..].iter().filter(|&&counts| counts).count());
+        let targets =
+            mask.map_or(ids.len() - 1, |m| m[1..].iter().filter(|&&counts| counts).count());
         self.counts.rows += 1;
         self.counts.tokens += ids.len() as u64;
         self.counts.targets += targets as u64;
@@ -122,7 +134,8 @@ impl TokenWriter {
         if !self.rows.is_empty() {
             self.write_group()?;
         }
-        let footer = Footer { format_version: FORMAT_VERSION, meta: self.meta, counts: self.counts };
+        let footer =
+            Footer { format_version: FORMAT_VERSION, meta: self.meta, counts: self.counts };
         let json = serde_json::to_string(&footer).map_err(std::io::Error::from)?;
         self.sink.finish(Some(json))?;
         Ok(self.counts)
@@ -135,7 +148,9 @@ impl TokenWriter {
         }
         if ids.len() > self.meta.seq_len {
             let (n, max) = (ids.len(), self.meta.seq_len);
-            return fail(format!("has {n} tokens, more than seq_len {max}; cut it or raise seq_len"));
+            return fail(format!(
+                "has {n} tokens, more than seq_len {max}; cut it or raise seq_len"
+            ));
         }
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.meta.vocab_size) {
             let size = self.meta.vocab_size;
@@ -163,8 +178,8 @@ impl TokenWriter {
         let mask = ListArray::new(item(DataType::Boolean), offsets, mask, None);
         let columns: Vec<ArrayRef> = vec![Arc::new(ids), Arc::new(mask)];
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns);
-        let batch = batch
-            .map_err(|e| Error::Parquet { path: self.path.clone(), what: e.to_string() })?;
+        let batch =
+            batch.map_err(|e| Error::Parquet { path: self.path.clone(), what: e.to_string() })?;
         self.sink.write_group(&batch)
     }
 }
@@ -310,7 +325,10 @@ impl TokenReader {
             let row = first + rows.len() as u64;
             let fail = |what| Error::Row { path: self.path().to_path_buf(), row, what };
             let (row_ids, row_mask) = (ids.value(at), mask.value(at));
-            if ids.is_null(at) || mask.is_null(at) || row_ids.null_count() + row_mask.null_count() > 0 {
+            if ids.is_null(at)
+                || mask.is_null(at)
+                || row_ids.null_count() + row_mask.null_count() > 0
+            {
                 return Err(fail("has missing values".to_owned()));
             }
             let row_ids = row_ids.as_any().downcast_ref::<Int32Array>().ok_or_else(damaged)?;
@@ -350,7 +368,10 @@ fn item(kind: DataType) -> Arc<Field> {
 
 fn schema() -> SchemaRef {
     let list = |name: &str, kind| Field::new(name, DataType::List(item(kind)), false);
-    Arc::new(Schema::new(vec![list(INPUT_IDS, DataType::Int32), list(LOSS_MASK, DataType::Boolean)]))
+    Arc::new(Schema::new(vec![
+        list(INPUT_IDS, DataType::Int32),
+        list(LOSS_MASK, DataType::Boolean),
+    ]))
 }
 
 #[cfg(test)]

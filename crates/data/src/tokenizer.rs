@@ -252,6 +252,29 @@ impl Tokenizer {
         self.specials.all.iter().map(String::as_str).find(|token| text.contains(token))
     }
 
+    /// For each id the bytes of text it stands for; 0 for special tokens, which are no text. What bits per byte divides
+    /// by.
+    pub fn byte_lengths(&self) -> Vec<u16> {
+        let byte_level = self.inner.get_decoder().is_some_and(|decoder| {
+            serde_json::to_string(decoder).is_ok_and(|json| json.contains("\"ByteLevel\""))
+        });
+        let mut lengths = vec![0; self.vocab_size];
+        for (token, id) in self.vocab() {
+            let bytes = if self.specials.all.contains(&token) {
+                0
+            } else if byte_level {
+                // Each character of a byte-level token is one byte.
+                token.chars().count()
+            } else if token.len() == 6 && token.starts_with("<0x") && token.ends_with('>') {
+                1
+            } else {
+                token.replace('▁', " ").len()
+            };
+            lengths[id as usize] = u16::try_from(bytes).unwrap_or(u16::MAX);
+        }
+        lengths
+    }
+
     /// The vocabulary, token to id.
     pub fn vocab(&self) -> HashMap<String, u32> {
         self.inner.get_vocab(true)

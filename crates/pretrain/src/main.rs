@@ -1,2 +1,52 @@
-//! pretrain
-fn main() {}
+//! pretrain: trains a language model to predict the next token of running text, from random weights or from those of a
+//! model that exists.
+//!
+//! Reads token rows of text (`data-prep` makes them) and writes into its run directory:
+//!
+//! ```text
+//! model/              Hugging Face layout, with the tokenizer's files
+//! checkpoints/        to go on from after an interruption
+//! metrics.jsonl  tensorboard/
+//! samples.parquet     answers to held-out prompts, where the config names some
+//! manifest.json
+//! ```
+//!
+//! Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", eq. 1.
+
+mod config;
+
+use std::process::ExitCode;
+
+use model::{Decoder, LoadOptions};
+use stage::{Context, Info, Results};
+use training::stage_run::{find_device, record_inputs, train_on_texts};
+
+use crate::config::{Config, Plan, Start};
+
+const INFO: Info = Info {
+    name: "pretrain",
+    about: "Trains a language model on running text, from scratch or from a model that exists.",
+    reads: "token rows of text, made by data-prep; with model.path a Hugging Face directory or run directory",
+    writes: "model/ in Hugging Face layout, checkpoints/, metrics.jsonl, tensorboard/, manifest.json",
+    example: "pretrain --config configs/pretrain.toml --set train.optimizer.learning_rate=1e-3",
+};
+
+fn main() -> ExitCode {
+    stage::main::<Config>(&INFO, run)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]
+fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
+    let device = find_device(ctx)?;
+    let precision = plan.texts.supervised.settings.precision;
+    let options = LoadOptions { device, precision, trainable: true };
+    let mut decoder = match &plan.start {
+        Start::Fresh(config) => Decoder::init(config, ctx.seed, &options)?,
+        Start::Model { dir, .. } => {
+            ctx.input("model", dir)?;
+            Decoder::load(dir, &options)?
+        }
+    };
+    record_inputs(ctx, &plan.texts)?;
+    train_on_texts(ctx, &mut decoder, &plan.texts)
+}

@@ -1,2 +1,48 @@
-//! sft
-fn main() {}
+//! sft: supervised fine-tuning. Trains a language model on instructions and their right answers; only what the assistant
+//! says counts in the loss.
+//!
+//! Reads a model and token rows of conversations or prompt-completion pairs (`data-prep` makes them), and writes into
+//! its run directory:
+//!
+//! ```text
+//! model/              Hugging Face layout, with the tokenizer's files and its chat template
+//! checkpoints/        to go on from after an interruption
+//! metrics.jsonl  tensorboard/
+//! samples.parquet     answers to held-out prompts, where the config names some
+//! manifest.json
+//! ```
+//!
+//! Ouyang et al. 2022, `InstructGPT`, arXiv:2203.02155, section 3.5.
+
+mod config;
+
+use std::process::ExitCode;
+
+use model::{Decoder, LoadOptions};
+use stage::{Context, Info, Results};
+use training::stage_run::{find_device, record_inputs, train_on_texts};
+
+use crate::config::{Config, Plan};
+
+const INFO: Info = Info {
+    name: "sft",
+    about: "Fine-tunes a language model on instructions and their right answers.",
+    reads: "a Hugging Face directory or run directory with a model; token rows, made by data-prep",
+    writes: "model/ in Hugging Face layout, checkpoints/, metrics.jsonl, tensorboard/, manifest.json",
+    example: "sft --config configs/sft.toml --set train.optimizer.learning_rate=3e-5",
+};
+
+fn main() -> ExitCode {
+    stage::main::<Config>(&INFO, run)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]
+fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
+    let device = find_device(ctx)?;
+    ctx.input("model", &plan.model_dir)?;
+    record_inputs(ctx, &plan.texts)?;
+    let precision = plan.texts.supervised.settings.precision;
+    let options = LoadOptions { device, precision, trainable: true };
+    let mut decoder = Decoder::load(&plan.model_dir, &options)?;
+    train_on_texts(ctx, &mut decoder, &plan.texts)
+}

@@ -165,9 +165,18 @@ mod tests {
             ("--lr 3", "error: unexpected argument '--lr' found"),
             ("--set lr", "error: --set lr: expected KEY=VALUE, for instance --set train.lr=3e-5"),
             ("--set =3", "error: --set =3: the key is empty; expected KEY=VALUE"),
-            ("--set a..b=3", "error: --set a..b=3: the key has an empty part; write it as a.b=VALUE"),
-            ("--device gpu", "error: invalid value 'gpu' for '--device <DEVICE>': `gpu` is not a device; use auto, cpu or cuda:N (cuda:0 is the first GPU)"),
-            ("--resume maybe", "error: invalid value 'maybe' for '--resume <WHEN>'\n  [possible values: auto, never]"),
+            (
+                "--set a..b=3",
+                "error: --set a..b=3: the key has an empty part; write it as a.b=VALUE",
+            ),
+            (
+                "--device gpu",
+                "error: invalid value 'gpu' for '--device <DEVICE>': `gpu` is not a device; use auto, cpu or cuda:N (cuda:0 is the first GPU)",
+            ),
+            (
+                "--resume maybe",
+                "error: invalid value 'maybe' for '--resume <WHEN>'\n  [possible values: auto, never]",
+            ),
         ] {
             let error = parse_words(words).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{words}");

@@ -97,14 +97,17 @@ impl From<anyhow::Error> for Failure {
 
 fn load_config<C: StageConfig>(path: &Path, overrides: &[Override]) -> Result<Loaded<C>, Failure> {
     let text = fs_err::read_to_string(path).map_err(|error| {
-        let hint = "give another file with --config; the ones that come with temper are in configs/";
+        let hint =
+            "give another file with --config; the ones that come with temper are in configs/";
         Failure { error: error.into(), hints: vec![hint.to_owned()] }
     })?;
     let mut table: Table = text.parse().map_err(|error| wording::in_file(&text, &error))?;
 
     // What is wrong after the file and after each override; the last one counts.
-    let mut outcome: Result<C, Blame> = toml::from_str(&text)
-        .map_err(|error| Blame { message: error.message().to_owned(), failure: wording::in_file(&text, &error) });
+    let mut outcome: Result<C, Blame> = toml::from_str(&text).map_err(|error| Blame {
+        message: error.message().to_owned(),
+        failure: wording::in_file(&text, &error),
+    });
     for change in overrides {
         change.apply(&mut table)?;
         let now = C::deserialize(Value::Table(table.clone()));
@@ -133,7 +136,9 @@ fn resolve<C: StageConfig>(config: C) -> anyhow::Result<Loaded<C>> {
     let seed = resolved.get("seed").and_then(Value::as_integer);
     let out = resolved.get("out").and_then(Value::as_str);
     let (Some(seed), Some(out)) = (seed.and_then(|s| u64::try_from(s).ok()), out) else {
-        anyhow::bail!("the configuration needs the top-level keys `seed` (an integer from 0) and `out` (a path)");
+        anyhow::bail!(
+            "the configuration needs the top-level keys `seed` (an integer from 0) and `out` (a path)"
+        );
     };
     let out = PathBuf::from(out);
     Ok(Loaded { config, resolved, seed, out })

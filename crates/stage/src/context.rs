@@ -35,7 +35,6 @@ pub struct Context {
     pub(crate) device_name: String,
     pub(crate) versions: BTreeMap<String, String>,
     pub(crate) config: serde_json::Value,
-    pub(crate) changes: Vec<String>,
 }
 
 impl Context {
@@ -56,7 +55,6 @@ impl Context {
             device_name: device.to_string(),
             versions: BTreeMap::new(),
             config: serde_json::Value::Object(serde_json::Map::new()),
-            changes: Vec::new(),
         }
     }
 
@@ -97,12 +95,6 @@ impl Context {
     pub fn inputs_digest(&self) -> Digest {
         let list = self.inputs.iter().map(|input| (input.role.clone(), input.digest.clone()));
         digest::listing(&list.collect::<Vec<_>>())
-    }
-
-    /// How this configuration differs from the one the unfinished run in this directory was made with:
-    /// `train.lr: 0.0001 -> 0.0003`. Empty if it does not, or if there was no such run.
-    pub fn config_changes(&self) -> &[String] {
-        &self.changes
     }
 
     /// Whether a signal has asked the run to stop.

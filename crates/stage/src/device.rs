@@ -33,11 +33,11 @@ impl FromStr for DeviceSpec {
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
-            _ => text
-                .strip_prefix("cuda:")
-                .and_then(index)
-                .map(Self::Cuda)
-                .ok_or_else(|| format!("`{text}` is not a device; use auto, cpu or cuda:N (cuda:0 is the first GPU)")),
+            _ => text.strip_prefix("cuda:").and_then(index).map(Self::Cuda).ok_or_else(|| {
+                format!(
+                    "`{text}` is not a device; use auto, cpu or cuda:N (cuda:0 is the first GPU)"
+                )
+            }),
         }
     }
 }
@@ -61,7 +61,9 @@ mod tests {
         for bad in ["gpu", "cuda", "cuda:", "cuda:-1", "cuda:+1", "CPU", ""] {
             assert_eq!(
                 bad.parse::<DeviceSpec>(),
-                Err(format!("`{bad}` is not a device; use auto, cpu or cuda:N (cuda:0 is the first GPU)"))
+                Err(format!(
+                    "`{bad}` is not a device; use auto, cpu or cuda:N (cuda:0 is the first GPU)"
+                ))
             );
         }
     }

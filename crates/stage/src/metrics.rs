@@ -131,7 +131,7 @@ impl Metrics {
 /// A number in few digits: whole ones as they are, small and large ones with an exponent.
 fn short(value: f64) -> String {
     let size = value.abs();
-    if value == value.trunc() && size < 1e9 {
+    if size < 1e9 && value.to_string().find('.').is_none() {
         format!("{value:.0}")
     } else if (1e-3..1e5).contains(&size) {
         let digits = if size < 100.0 { 4 } else { 1 };
@@ -161,7 +161,8 @@ fn bar_words(values: &[(&str, f64)], rss: Option<u64>) -> String {
 fn plain_line(at: &str, values: &[(&str, f64)], rss: Option<u64>, eta: Option<Duration>) -> String {
     let mut words = vec![format!("step {at}")];
     for (name, value) in values.iter().filter(|(name, _)| *name != MEMORY) {
-        let label = ON_BAR.iter().find(|(found, _)| found == name).map_or(*name, |(_, label)| label);
+        let label =
+            ON_BAR.iter().find(|(found, _)| found == name).map_or(*name, |(_, label)| label);
         words.push(format!("{label} {}", short(*value)));
     }
     words.extend(memory_words(values, rss));

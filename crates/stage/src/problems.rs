@@ -39,7 +39,10 @@ impl Problems {
         self.check(
             path.exists(),
             key,
-            format_args!("{} does not exist; run the stage that makes it, or correct the path", path.display()),
+            format_args!(
+                "{} does not exist; run the stage that makes it, or correct the path",
+                path.display()
+            ),
         )
     }
 
@@ -119,7 +122,10 @@ mod tests {
         assert!(!all.require_path("data.train", Path::new("runs/none/train.parquet")));
         assert_eq!(all.take::<u8, _>("data.seed", "x".parse::<u8>()), None);
         assert_eq!(all.take("data.seed", "7".parse::<u8>()), Some(7));
-        all.cite(&[("train".to_owned(), "--set train={}".to_owned()), ("train.lr".to_owned(), "--set train.lr=-1".to_owned())]);
+        all.cite(&[
+            ("train".to_owned(), "--set train={}".to_owned()),
+            ("train.lr".to_owned(), "--set train.lr=-1".to_owned()),
+        ]);
         assert_eq!(
             all.finish(()).unwrap_err().to_string(),
             "- train.lr: must be above 0, got -1 (set by --set train.lr=-1)\n\

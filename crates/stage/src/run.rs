@@ -23,6 +23,12 @@ use crate::logging;
 use crate::metrics::Metrics;
 use crate::progress::around_bars;
 
+/// What a stage reports, for the manifest.
+pub type Results = Map<String, Value>;
+
+/// The work of a stage.
+pub type Run<Plan> = fn(&mut Context, Plan) -> anyhow::Result<Results>;
+
 /// Runs a stage with this process's command line; the whole `main` of a stage binary.
 ///
 /// `run` does the work and returns what the stage reports, for the manifest's `results`. Before it,
@@ -33,20 +39,13 @@ use crate::progress::around_bars;
 /// With `--resume auto` the directory of an unfinished run is taken up as it is; that of a finished
 /// one is run again from the start: its manifest, checkpoints and metrics go at once, its products
 /// when they are replaced. With `--resume never` everything a run made there is removed first.
-pub fn main<C: StageConfig>(
-    info: &Info,
-    run: fn(&mut Context, C::Plan) -> anyhow::Result<Map<String, Value>>,
-) -> ExitCode {
+pub fn main<C: StageConfig>(info: &Info, run: Run<C::Plan>) -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     ExitCode::from(main_with::<C>(info, run, &args))
 }
 
 /// [`main`] with the arguments given (without the program's name); returns the exit code.
-pub fn main_with<C: StageConfig>(
-    info: &Info,
-    run: fn(&mut Context, C::Plan) -> anyhow::Result<Map<String, Value>>,
-    args: &[OsString],
-) -> u8 {
+pub fn main_with<C: StageConfig>(info: &Info, run: Run<C::Plan>, args: &[OsString]) -> u8 {
     let args = match cli::parse(info, args) {
         Ok(args) => args,
         Err(error) => {
@@ -60,7 +59,12 @@ pub fn main_with<C: StageConfig>(
     let outcome = panic::catch_unwind(AssertUnwindSafe(|| execute::<C>(info, run, &args)));
     let error = match outcome {
         Ok(Ok(())) => return 0,
-        Ok(Err(error)) => error,
+        Ok(Err(error)) => match take_panic() {
+            Some(place) => {
+                Hint::new(error, format!("a thread of this run panicked {place}")).into()
+            }
+            None => error,
+        },
         Err(payload) => internal_error(&*payload),
     };
     let text = report(&error);
@@ -68,11 +72,7 @@ pub fn main_with<C: StageConfig>(
     exit_code(&error)
 }
 
-fn execute<C: StageConfig>(
-    info: &Info,
-    run: fn(&mut Context, C::Plan) -> anyhow::Result<Map<String, Value>>,
-    args: &Args,
-) -> anyhow::Result<()> {
+fn execute<C: StageConfig>(info: &Info, run: Run<C::Plan>, args: &Args) -> anyhow::Result<()> {
     let clock = Clock::start();
     let loaded: Loaded<C> = config::load(info.name, &args.config, &args.overrides)?;
     let (toml, json) = (loaded.to_toml()?, loaded.to_json()?);
@@ -90,7 +90,6 @@ fn execute<C: StageConfig>(
         return print_plan(&plan.describe());
     }
     let run_dir = open_run_dir(out, args.resume)?;
-    let changes = previous_changes(&run_dir, &json);
     run_dir.write_config(&toml)?;
     let interrupt = Interrupt::install().context("cannot listen for signals")?;
     let mut ctx = Context {
@@ -98,7 +97,6 @@ fn execute<C: StageConfig>(
         resume: args.resume,
         interrupt,
         config: json,
-        changes,
         versions: BTreeMap::from([("temper".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
         ..Context::detached(run_dir, seed, args.device)
     };
@@ -112,7 +110,8 @@ fn execute<C: StageConfig>(
 fn open_run_dir(out: std::path::PathBuf, resume: bool) -> anyhow::Result<RunDir> {
     let run_dir = RunDir::create(out).map_err(|error| match error {
         error @ artifact::Error::NotRunDir { .. } => {
-            UsageError::new(Hint::new(error, "set it with --out or with the configuration's `out`")).into()
+            UsageError::new(Hint::new(error, "set it with --out or with the configuration's `out`"))
+                .into()
         }
         error => anyhow::Error::new(error),
     })?;
@@ -127,19 +126,8 @@ fn open_run_dir(out: std::path::PathBuf, resume: bool) -> anyhow::Result<RunDir>
     Ok(run_dir)
 }
 
-/// How the configuration of the unfinished run in the directory differs from this one.
-fn previous_changes(run_dir: &RunDir, now: &Value) -> Vec<String> {
-    let has_checkpoints = fs_err::read_dir(run_dir.checkpoints_dir()).is_ok_and(|mut d| d.next().is_some());
-    let before = fs_err::read_to_string(run_dir.config_path()).ok();
-    let before = before.and_then(|text| text.parse::<toml::Table>().ok());
-    match before.and_then(|table| serde_json::to_value(table).ok()) {
-        Some(before) if has_checkpoints => config::changes(&before, now),
-        _ => Vec::new(),
-    }
-}
-
 /// Writes the manifest, which makes the run finished.
-fn seal(info: &Info, ctx: Context, results: Map<String, Value>, clock: &Clock) -> anyhow::Result<()> {
+fn seal(info: &Info, ctx: Context, results: Results, clock: &Clock) -> anyhow::Result<()> {
     let outputs = ctx.run_dir.outputs()?;
     let manifest = Manifest {
         format_version: FORMAT_VERSION,
@@ -164,9 +152,9 @@ fn seal(info: &Info, ctx: Context, results: Map<String, Value>, clock: &Clock) -
 
 fn print_plan(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| {
-        if text.ends_with('\n') { out.flush() } else { out.write_all(b"\n") }
-    });
+    let written = out
+        .write_all(text.as_bytes())
+        .and_then(|()| if text.ends_with('\n') { out.flush() } else { out.write_all(b"\n") });
     match written {
         // The reader has seen enough: `--check | head`.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -203,15 +191,20 @@ fn catch_panics() {
             std::backtrace::BacktraceStatus::Captured => format!("\n{trace}"),
             _ => String::new(),
         };
-        *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!("{place}{trace}"));
+        *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(format!("{place}{trace}"));
     }));
+}
+
+fn take_panic() -> Option<String> {
+    LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 fn internal_error(payload: &(dyn Any + Send)) -> anyhow::Error {
     let message = payload.downcast_ref::<String>().map(String::as_str);
-    let message = message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
-    let place = LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let error = anyhow::Error::msg(place.unwrap_or_default());
+    let message =
+        message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
+    let error = anyhow::Error::msg(take_panic().unwrap_or_default());
     let error = error.context(format!("internal error: {message}"));
     Hint::new(error, "this is a defect of temper, not of your input; please report it").into()
 }

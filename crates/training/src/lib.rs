@@ -1,1 +1,23 @@
-//! training
+//! Training: how weights are optimised, and how a run survives.
+//!
+//! - [`settings`]: the config tables that training stages share.
+//! - [`plan`]: from those tables to a checked plan, without a tensor.
+//! - [`supervised`]: the loop over a fixed set of rows, which exists once.
+//! - [`loss`]: from a micro-batch to what the loop minimises.
+//! - [`optimizer`], [`schedule`]: AdamW, the loss scale, the learning rate's course.
+//! - [`checkpoint`]: all a run needs to go on as if it had never stopped.
+//! - [`evaluate`](mod@evaluate), [`respond`](mod@respond): the loss on held-out rows, answers to held-out prompts.
+//! - [`stage_run`]: what every training stage does around its loop.
+
+pub mod checkpoint;
+pub mod evaluate;
+pub mod loss;
+pub mod memory_estimate;
+mod meter;
+pub mod optimizer;
+pub mod plan;
+pub mod respond;
+pub mod schedule;
+pub mod settings;
+pub mod stage_run;
+pub mod supervised;

@@ -70,13 +70,12 @@ impl Task {
     /// How many of a hundred training exercises are of this task.
     pub(crate) fn share(self) -> u32 {
         match self {
-            Self::Fact => 22,
-            Self::Answer => 8,
-            Self::SortNumbers | Self::SortWords => 12,
-            Self::Count => 9,
-            Self::Translate => 15,
-            Self::Summarise | Self::Dialogue => 8,
-            Self::Tell => 6,
+            Self::Fact => 20,
+            Self::Summarise => 14,
+            Self::Translate => 13,
+            Self::Dialogue => 10,
+            Self::Answer | Self::SortNumbers | Self::SortWords | Self::Count => 9,
+            Self::Tell => 7,
         }
     }
 
@@ -119,8 +118,8 @@ impl Role {
 pub(crate) enum Judge {
     /// The answer is this text.
     Exact,
-    /// The answer is this number.
-    Number,
+    /// The answer ends in this number.
+    LastNumber,
     /// The answer is one of these texts.
     OneOf(Vec<String>),
 }
@@ -157,10 +156,11 @@ impl Exercise {
         match &self.judge {
             Judge::Exact => json!({"exact": {"answer": self.answer}}),
             Judge::OneOf(answers) => json!({"one_of": {"answers": answers}}),
-            Judge::Number => match self.answer.parse::<f64>() {
-                Ok(value) => json!({"number": {"value": value}}),
-                Err(_) => json!({"exact": {"answer": self.answer}}),
-            },
+            Judge::LastNumber => {
+                let number =
+                    self.answer.rsplit(' ').next().and_then(|last| last.parse::<u32>().ok());
+                json!({"number": {"value": number}})
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Memory-mapped reading.
 
-use super::{aliases, is_buffer};
+use super::{aliases, is_buffer, kind};
 use crate::config::ModelConfig;
 use crate::error::{Error, Problems, Result};
 use crate::layout::ModelLayout;
@@ -11,7 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// One mapped file.
 #[derive(Debug)]
@@ -247,22 +247,6 @@ fn shorten(mut list: Vec<String>, problems: &mut Problems) {
     if more > 0 {
         problems.push(format!("... and {more} more of this kind"));
     }
-}
-
-fn kind(dtype: Dtype) -> Option<Kind> {
-    Some(match dtype {
-        Dtype::F32 => Kind::Float,
-        Dtype::F16 => Kind::Half,
-        Dtype::BF16 => Kind::BFloat16,
-        Dtype::F64 => Kind::Double,
-        Dtype::I64 => Kind::Int64,
-        Dtype::I32 => Kind::Int,
-        Dtype::I16 => Kind::Int16,
-        Dtype::I8 => Kind::Int8,
-        Dtype::U8 => Kind::Uint8,
-        Dtype::BOOL => Kind::Bool,
-        _ => return None,
-    })
 }
 
 impl File {

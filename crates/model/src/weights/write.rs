@@ -1,19 +1,37 @@
 //! Writing, one tensor in memory at a time.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::precision::Precision;
-use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
-/// A tensor of a file to be written: its name, where its values are, and its shape.
+/// A tensor of a file to be written: its name, where its values are, and the number type they are stored in.
 struct Entry<'a> {
     name: &'a str,
     tensor: &'a Tensor,
+    kind: Kind,
     bytes: u64,
+}
+
+impl<'a> Entry<'a> {
+    fn new(name: &'a str, tensor: &'a Tensor, kind: Kind) -> Self {
+        let bytes = (tensor.numel() * kind.elt_size_in_bytes()) as u64;
+        Self { name, tensor, kind, bytes }
+    }
+}
+
+/// Writes tensors as one safetensors file, each in its own number type: for state that is not a model's weights. The
+/// file appears whole or not at all.
+///
+/// # Errors
+/// The file system's, naming the file; a number type that safetensors has no name for.
+pub fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let entries: Vec<Entry<'_>> =
+        tensors.iter().map(|(name, tensor)| Entry::new(name, tensor, tensor.kind())).collect();
+    write_file(path, &entries)
 }
 
 /// Writes tensors as safetensors into `dir`, which must exist: `model.safetensors` if they fit `max_shard_bytes`,
@@ -30,11 +48,7 @@ pub fn write<'a>(
     max_shard_bytes: u64,
 ) -> Result<Vec<PathBuf>> {
     let tensors: Vec<(&str, Tensor)> = tensors.into_iter().collect();
-    let entries = tensors.iter().map(|(name, tensor)| Entry {
-        name,
-        tensor,
-        bytes: (tensor.numel() * dtype.size()) as u64,
-    });
+    let entries = tensors.iter().map(|(name, tensor)| Entry::new(name, tensor, dtype.kind()));
     let mut shards: Vec<Vec<Entry<'_>>> = vec![Vec::new()];
     let mut filled = 0;
     for entry in entries {
@@ -51,7 +65,7 @@ pub fn write<'a>(
     let mut written = Vec::new();
     for (shard, name) in shards.iter().zip(&names) {
         let path = dir.join(name);
-        write_file(&path, shard, dtype)?;
+        write_file(&path, shard)?;
         written.push(path);
     }
     if shards.len() > 1 {
@@ -68,19 +82,18 @@ fn shard_names(count: usize) -> Vec<String> {
     (1..=count).map(|i| format!("model-{i:05}-of-{count:05}.safetensors")).collect()
 }
 
-fn write_file(path: &Path, entries: &[Entry<'_>], dtype: Precision) -> Result<()> {
-    let stored = match dtype {
-        Precision::Fp32 => Dtype::F32,
-        Precision::Bf16 => Dtype::BF16,
-        Precision::Fp16 => Dtype::F16,
-    };
+fn write_file(path: &Path, entries: &[Entry<'_>]) -> Result<()> {
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut offset = 0;
     for entry in entries {
         let shape = entry.tensor.size().iter().map(|&n| n as usize).collect();
         let end = offset + entry.bytes as usize;
-        let info = TensorInfo { dtype: stored, shape, data_offsets: (offset, end) };
+        let dtype = super::dtype(entry.kind).ok_or_else(|| Error::WeightFile {
+            path: path.to_owned(),
+            problem: format!("{} is of type {:?}, which safetensors lacks", entry.name, entry.kind),
+        })?;
+        let info = TensorInfo { dtype, shape, data_offsets: (offset, end) };
         header.insert(entry.name.into(), serde_json::to_value(info).map_err(std::io::Error::from)?);
         offset = end;
     }
@@ -92,7 +105,7 @@ fn write_file(path: &Path, entries: &[Entry<'_>], dtype: Precision) -> Result<()
         out.write_all(&header)?;
         let mut buffer = Vec::new();
         for entry in entries {
-            write_tensor(out, entry.tensor, dtype, &mut buffer)?;
+            write_tensor(out, entry.tensor, entry.kind, &mut buffer)?;
         }
         Ok(())
     })?;
@@ -103,7 +116,7 @@ fn write_file(path: &Path, entries: &[Entry<'_>], dtype: Precision) -> Result<()
 fn write_tensor(
     out: &mut dyn Write,
     tensor: &Tensor,
-    dtype: Precision,
+    kind: Kind,
     buffer: &mut Vec<u8>,
 ) -> std::io::Result<()> {
     /// Bytes converted at a time.
@@ -113,9 +126,9 @@ fn write_tensor(
     let mut start = 0;
     while start < total {
         let count = CHUNK.min(total - start);
-        let part = flat.narrow(0, start, count).to_device(Device::Cpu).to_kind(dtype.kind());
+        let part = flat.narrow(0, start, count).to_device(Device::Cpu).to_kind(kind);
         let part = part.contiguous();
-        buffer.resize(count as usize * dtype.size(), 0);
+        buffer.resize(count as usize * kind.elt_size_in_bytes(), 0);
         part.f_copy_data_u8(buffer, part.numel()).map_err(std::io::Error::other)?;
         out.write_all(buffer)?;
         start += count;

@@ -38,7 +38,8 @@ impl Override {
         let toml = Some(value).filter(|value| !value.contains(['\n', '\r']));
         let toml = toml.and_then(|value| format!("value = {value}").parse::<Table>().ok());
         let value = toml.and_then(|mut table| table.remove("value"));
-        let value = value.unwrap_or_else(|| Value::String(text[text.find('=').unwrap_or(0) + 1..].to_owned()));
+        let value = value
+            .unwrap_or_else(|| Value::String(text[text.find('=').unwrap_or(0) + 1..].to_owned()));
         Ok(Self { flag, key: key.to_owned(), value })
     }
 

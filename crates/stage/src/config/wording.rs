@@ -12,7 +12,8 @@ pub(super) fn in_file(text: &str, error: &toml::de::Error) -> Failure {
             let before = text.get(..start).unwrap_or_default();
             let line_start = before.rfind('\n').map_or(0, |at| at + 1);
             let line = before.matches('\n').count() + 1;
-            let content = text.get(line_start..).unwrap_or_default().lines().next().unwrap_or_default();
+            let content =
+                text.get(line_start..).unwrap_or_default().lines().next().unwrap_or_default();
             let column = before.get(line_start..).unwrap_or_default().chars().count() + 1;
             let inside = text.get(start..span.end.min(line_start + content.len()).max(start));
             let carets = inside.unwrap_or_default().chars().count().max(1);
@@ -26,7 +27,10 @@ pub(super) fn in_file(text: &str, error: &toml::de::Error) -> Failure {
             )
         }
     };
-    Failure { error: anyhow::Error::msg(words), hints: nearest_names(message).into_iter().collect() }
+    Failure {
+        error: anyhow::Error::msg(words),
+        hints: nearest_names(message).into_iter().collect(),
+    }
 }
 
 /// An error that an override brought about: the flag as typed, the message.
@@ -34,14 +38,19 @@ pub(super) fn in_override(change: &Override, error: &toml::de::Error) -> Failure
     let message = error.message().trim_end();
     let mut hints: Vec<String> = nearest_names(message).into_iter().collect();
     if message.contains("expected a string") || message.contains("expected path string") {
-        hints.push(format!("text that looks like a number or a truth value needs quotes: --set '{}=\"...\"'", change.key));
+        hints.push(format!(
+            "text that looks like a number or a truth value needs quotes: --set '{}=\"...\"'",
+            change.key
+        ));
     }
     Failure { error: anyhow::anyhow!("{}: {message}", change.flag), hints }
 }
 
 /// For serde's "unknown field `x`, expected ..." (or variant): which of the expected names are near `x`.
 fn nearest_names(message: &str) -> Option<String> {
-    let rest = message.strip_prefix("unknown field ").or_else(|| message.strip_prefix("unknown variant "))?;
+    let rest = message
+        .strip_prefix("unknown field ")
+        .or_else(|| message.strip_prefix("unknown variant "))?;
     let mut quoted = rest.split('`').skip(1).step_by(2);
     let unknown = quoted.next()?;
     let mut near: Vec<(f64, &str)> = quoted

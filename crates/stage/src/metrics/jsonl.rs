@@ -19,8 +19,12 @@ impl JsonLines {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
-        let mut file =
-            fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
         let end = match resumed {
             Some(step) => end_of_step(&mut file, step)?,
             None => 0,
@@ -31,7 +35,12 @@ impl JsonLines {
     }
 
     /// Appends a line in one write.
-    pub(super) fn write(&mut self, step: u64, values: &[(&str, f64)], time: f64) -> std::io::Result<()> {
+    pub(super) fn write(
+        &mut self,
+        step: u64,
+        values: &[(&str, f64)],
+        time: f64,
+    ) -> std::io::Result<()> {
         let number = |value| Number::from_f64(value).map_or(Value::Null, Value::Number);
         let mut object = Map::new();
         object.insert("step".to_owned(), step.into());

@@ -114,7 +114,8 @@ impl EventWriter {
             }
         }
         let now = now();
-        let file = fs::OpenOptions::new().write(true).create_new(true).open(dir.join(file_name(now)))?;
+        let file =
+            fs::OpenOptions::new().write(true).create_new(true).open(dir.join(file_name(now)))?;
         let mut writer = Self { out: BufWriter::new(file) };
         let version = Some("brain.Event:2".to_owned());
         writer.record(&Event { wall_time: now, file_version: version, ..Event::default() })?;
@@ -176,7 +177,7 @@ impl EventWriter {
 }
 
 /// CRC-32C, rotated and shifted so that a CRC of data with CRCs in it stays good.
-fn masked_crc(bytes: &[u8]) -> u32 {
+pub(super) fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
@@ -189,7 +190,8 @@ pub(super) fn now() -> f64 {
 fn file_name(now: f64) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host: String = host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+    let host: String =
+        host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
     let host = if host.is_empty() { "localhost" } else { &host };
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("{PREFIX}{:010}.{host}.{}.{count}", now as u64, std::process::id())

@@ -55,13 +55,19 @@ impl WordList {
         Self(some(&all, length, rng))
     }
 
-    /// Draws words and one of the kinds: the list, the kind's name, and how many are of it.
-    pub(crate) fn counted(language: Language, rng: &mut Rng) -> (Self, &'static str, usize) {
+    /// Draws words and one of the kinds: the list, the kind's name, and those of the kind with their
+    /// number.
+    pub(crate) fn counted(language: Language, rng: &mut Rng) -> (Self, &'static str, String) {
         let length = rng.random_range(COUNTED);
         let list = Self::mixed(length, rng);
         let (words, name) = one(&KINDS, rng);
-        let count = list.0.iter().filter(|word| words.contains(word)).count();
-        (list, language.of(name), count)
+        let found: Vec<Word> = list.0.iter().copied().filter(|word| words.contains(word)).collect();
+        let count = found.len();
+        let found = match count {
+            0 => language.of(("none", "없음")).to_owned(),
+            _ => Self(found).text(language),
+        };
+        (list, language.of(name), format!("{found}: {count}"))
     }
 
     /// Draws words, and the same in the order of the alphabet of `language`.
@@ -92,13 +98,13 @@ pub(super) fn sort_words(language: Language, rng: &mut Rng) -> Exercise {
 }
 
 pub(super) fn count(language: Language, rng: &mut Rng) -> Exercise {
-    let (list, kind, count) = WordList::counted(language, rng);
+    let (list, kind, found) = WordList::counted(language, rng);
     let words = list.text(language);
     let user = match language {
-        Language::En => format!("How many {kind} are in this list: {words}?"),
-        Language::Ko => format!("다음 가운데 {kind}은 몇 개인가요? {words}"),
+        Language::En => format!("Count the {kind}: {words}"),
+        Language::Ko => format!("{kind}의 수를 세세요: {words}"),
     };
     let key = format!("{kind}/{words}");
-    let exercise = Exercise::single(Task::Count, language, key, user, count.to_string());
-    Exercise { judge: Judge::Number, ..exercise }
+    let exercise = Exercise::single(Task::Count, language, key, user, found);
+    Exercise { judge: Judge::LastNumber, ..exercise }
 }

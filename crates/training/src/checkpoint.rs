@@ -1,0 +1,227 @@
+//! Checkpoints: all that a run needs to go on as if it had never stopped.
+//!
+//! ```text
+//! checkpoints/step-00000500/
+//!   state.json              the step, the caller's state, and what the run was made of
+//!   generators.safetensors  the random generators
+//!   ...                     what the caller writes: weights, optimiser
+//! ```
+//!
+//! A checkpoint appears whole or not at all, and a removed one is gone at once. It belongs to one config, one set of
+//! inputs: a run with others is refused instead of mixed.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use artifact::atomic::{self, AtomicDir};
+use artifact::{FORMAT_VERSION, Input};
+use model::weights::{WeightFiles, write_tensors};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use stage::{Context, ErrorExt as _};
+use tch::Device;
+use torch_ext::{device, generator};
+
+const STATE: &str = "state.json";
+const GENERATORS: &str = "generators.safetensors";
+
+/// Keys that a resumed run may have with other values: they change no result.
+const FREE_KEYS: [&str; 3] =
+    ["train.log_every_steps", "train.checkpoint.every_steps", "train.checkpoint.save_total_limit"];
+
+/// `state.json`.
+#[derive(Serialize, Deserialize)]
+struct Record<S> {
+    format_version: u64,
+    step: u64,
+    config: Value,
+    inputs: Vec<Input>,
+    libtorch: String,
+    device: String,
+    threads: usize,
+    state: S,
+}
+
+/// A checkpoint that a run goes on from.
+#[derive(Debug)]
+pub struct Resumed<S> {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Optimiser steps done.
+    pub step: u64,
+    /// What was saved with it.
+    pub state: S,
+}
+
+/// The directory of the checkpoint of `step`.
+pub fn path_of(ctx: &Context, step: u64) -> PathBuf {
+    ctx.run_dir.checkpoints_dir().join(format!("step-{step:08}"))
+}
+
+/// The steps of the checkpoints there are, ascending.
+///
+/// # Errors
+/// If the folder cannot be listed.
+pub fn steps(ctx: &Context) -> anyhow::Result<Vec<u64>> {
+    let dir = ctx.run_dir.checkpoints_dir();
+    if !dir.exists() {
+        return Ok(Vec::new());
+    }
+    let mut steps = Vec::new();
+    for entry in fs_err::read_dir(dir)? {
+        let name = entry?.file_name();
+        let digits = name.to_str().and_then(|name| name.strip_prefix("step-"));
+        steps.extend(digits.and_then(|digits| digits.parse::<u64>().ok()));
+    }
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// Saves `state` and the random generators as the checkpoint of `step`, with the files that `write` puts into the
+/// directory it is given.
+///
+/// # Errors
+/// The file system's; the checkpoints from before are then as they were.
+pub fn save<S: Serialize>(
+    ctx: &Context,
+    device: Device,
+    step: u64,
+    state: &S,
+    write: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<PathBuf> {
+    let path = path_of(ctx, step);
+    save_at(ctx, device, &path, step, state, write)
+        .with_context(|| format!("cannot save the checkpoint {}", path.display()))?;
+    Ok(path)
+}
+
+fn save_at<S: Serialize>(
+    ctx: &Context,
+    device: Device,
+    path: &Path,
+    step: u64,
+    state: &S,
+    write: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let dir = AtomicDir::create(path)?;
+    write(dir.path())?;
+    let mut states = vec![("cpu".to_owned(), generator::get_state(Device::Cpu)?)];
+    if device.is_cuda() {
+        states.push(("device".to_owned(), generator::get_state(device)?));
+    }
+    write_tensors(&dir.path().join(GENERATORS), &states)?;
+    let record = Record {
+        format_version: FORMAT_VERSION,
+        step,
+        config: ctx.config().clone(),
+        inputs: ctx.inputs.clone(),
+        libtorch: device::libtorch_version(),
+        device: kind_of(device).to_owned(),
+        threads: device::threads(),
+        state,
+    };
+    let mut text = serde_json::to_vec_pretty(&record)?;
+    text.push(b'\n');
+    atomic::write_bytes(dir.path().join(STATE), &text)?;
+    Ok(dir.commit()?)
+}
+
+fn kind_of(device: Device) -> &'static str {
+    if device.is_cuda() { "cuda" } else { "cpu" }
+}
+
+/// The newest checkpoint of the run directory, if the run may go on from one: checked against the config and inputs of
+/// this run, its random generators put back.
+///
+/// # Errors
+/// A damaged checkpoint, or one made with another config, other inputs or another format; each says what differs and
+/// what can be done.
+pub fn resume<S: DeserializeOwned>(
+    ctx: &Context,
+    device: Device,
+) -> anyhow::Result<Option<Resumed<S>>> {
+    let Some(step) = steps(ctx)?.pop().filter(|_| ctx.resume) else { return Ok(None) };
+    let path = path_of(ctx, step);
+    let damaged =
+        "remove this checkpoint to go on from the one before, or start over with --resume never";
+    let text = fs_err::read_to_string(path.join(STATE)).hint(damaged)?;
+    let record: Record<Value> =
+        serde_json::from_str(&text).with_context(|| unreadable(&path)).hint(damaged)?;
+    check(ctx, &path, &record)?;
+    let state =
+        serde_json::from_value(record.state).with_context(|| unreadable(&path)).hint(damaged)?;
+    put_generators(&path, device).hint(damaged)?;
+    for (what, then, now) in [
+        ("libtorch", record.libtorch, device::libtorch_version()),
+        ("device", record.device, kind_of(device).to_owned()),
+        ("number of threads", record.threads.to_string(), device::threads().to_string()),
+    ] {
+        if then != now {
+            tracing::warn!(
+                "{what} was {then} and is {now} now: the rest of the run may round differently"
+            );
+        }
+    }
+    tracing::info!("goes on from {}", path.display());
+    Ok(Some(Resumed { path, step, state }))
+}
+
+fn unreadable(path: &Path) -> String {
+    format!("{}: not a checkpoint of this program", path.join(STATE).display())
+}
+
+/// Refuses a checkpoint of another run.
+fn check(ctx: &Context, path: &Path, record: &Record<Value>) -> anyhow::Result<()> {
+    let advice = "start over with --resume never, or choose another run directory with --out";
+    let shown = path.display();
+    if record.format_version != FORMAT_VERSION {
+        let (found, known) = (record.format_version, FORMAT_VERSION);
+        let error =
+            anyhow::anyhow!("{shown}: format version {found}, but this build reads {known}");
+        return Err(error).hint(advice).usage();
+    }
+    let mut changes = stage::config::changes(&record.config, ctx.config());
+    changes.retain(|change| !FREE_KEYS.iter().any(|key| change.starts_with(&format!("{key}: "))));
+    if !changes.is_empty() {
+        let list = changes.join("\n");
+        let error = anyhow::anyhow!("{shown}: made with another config (then -> now)\n{list}");
+        return Err(error).hint(advice).hint("put the config back to go on").usage();
+    }
+    for (then, now) in record.inputs.iter().zip(&ctx.inputs) {
+        if (&then.role, &then.digest) != (&now.role, &now.digest) {
+            let (role, input) = (&now.role, now.path.display());
+            let error = anyhow::anyhow!(
+                "{input}: the input `{role}` is not what it was when {shown} was made"
+            );
+            return Err(error).hint(advice).hint("put the input back to go on");
+        }
+    }
+    if record.inputs.len() != ctx.inputs.len() {
+        bail!("{shown}: made with another number of inputs; {advice}");
+    }
+    Ok(())
+}
+
+fn put_generators(path: &Path, device: Device) -> anyhow::Result<()> {
+    let file = path.join(GENERATORS);
+    let states = WeightFiles::open_file(&file)?;
+    generator::set_state(Device::Cpu, &states.tensor("cpu")?)?;
+    if device.is_cuda() && states.shape("device").is_some() {
+        generator::set_state(device, &states.tensor("device")?)?;
+    }
+    Ok(())
+}
+
+/// Removes all checkpoints but the newest `keep` and those of the steps `pinned`.
+///
+/// # Errors
+/// The file system's.
+pub fn prune(ctx: &Context, keep: usize, pinned: Option<u64>) -> anyhow::Result<()> {
+    let steps = steps(ctx)?;
+    let old = steps.len().saturating_sub(keep);
+    for step in steps.into_iter().take(old).filter(|step| Some(*step) != pinned) {
+        atomic::remove_dir(path_of(ctx, step))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,95 @@
+//! The loss on a validation split.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use data::batch::{BatchConfig, BatchSize, Batcher};
+use data::dataset::TokenDataset;
+use model::Decoder;
+use objectives::{bits_per_byte, perplexity};
+use serde::{Deserialize, Serialize};
+use stage::Context;
+
+use crate::loss::LossFn;
+
+/// The validation split and how much of it is used.
+#[derive(Debug, Clone)]
+pub struct Validation {
+    /// Token files.
+    pub files: Vec<PathBuf>,
+    /// About this many tokens, from the beginning; `None`: all.
+    pub max_tokens: Option<usize>,
+    /// The most tokens in one forward pass.
+    pub micro_batch_tokens: usize,
+    /// For each token id the bytes of text it stands for, for bits per byte; `None`: not computed.
+    pub byte_lengths: Option<Vec<u16>>,
+}
+
+/// Means over the targets of a validation split.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvalResult {
+    /// Mean loss in nats.
+    pub loss: f64,
+    /// The means of the loss's metrics.
+    pub metrics: BTreeMap<String, f64>,
+    /// Loss in bits over the bytes of text behind the targets.
+    pub bits_per_byte: Option<f64>,
+    /// How many targets.
+    pub targets: u64,
+}
+
+impl EvalResult {
+    /// Name and value of each, as they are logged: `eval_loss`, `eval_perplexity`, ...
+    pub fn values(&self) -> Vec<(String, f64)> {
+        let mut values = vec![
+            ("eval_loss".to_owned(), self.loss),
+            ("eval_perplexity".to_owned(), perplexity(self.loss)),
+        ];
+        values.extend(self.bits_per_byte.map(|bits| ("eval_bits_per_byte".to_owned(), bits)));
+        values.extend(self.metrics.iter().map(|(name, mean)| (format!("eval_{name}"), *mean)));
+        values
+    }
+}
+
+/// The loss of `decoder` on a validation split, without dropout: token-weighted, so that the division into batches
+/// changes nothing but rounding. Sums are taken batch by batch; no logits are kept.
+///
+/// # Errors
+/// Data that cannot be read; a signal ([`stage::Interrupted`]).
+pub fn evaluate(
+    ctx: &Context,
+    decoder: &mut Decoder,
+    validation: &Validation,
+    loss: LossFn<'_>,
+) -> anyhow::Result<EvalResult> {
+    let tokens = validation.micro_batch_tokens;
+    let config = BatchConfig { size: BatchSize::Tokens(tokens), micro_batch_tokens: tokens };
+    let mut batches = Batcher::new(TokenDataset::sequential(&validation.files)?, config);
+    let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
+    let (mut loss_sum, mut targets, mut bytes, mut seen) = (0.0, 0, 0_u64, 0);
+    decoder.set_training(false);
+    while let Some(step) = batches.next_step()? {
+        for batch in &step.micro_batches {
+            let part = tch::no_grad(|| loss(decoder, batch))?;
+            loss_sum += f64::try_from(&part.sum)?;
+            for (name, sum) in &part.metrics {
+                *sums.entry(name).or_default() += f64::try_from(sum)?;
+            }
+            if let Some(lengths) = &validation.byte_lengths {
+                let of = |id: &i64| lengths.get(*id as usize).copied().map_or(0, u64::from);
+                bytes += batch.target_ids.iter().map(of).sum::<u64>();
+            }
+        }
+        targets += step.num_targets as u64;
+        seen += step.num_tokens;
+        if validation.max_tokens.is_some_and(|most| seen >= most) {
+            break;
+        }
+        ctx.check_interrupt()?;
+    }
+    anyhow::ensure!(targets > 0, "the validation split has nothing to predict");
+    let count = targets as f64;
+    let metrics = sums.into_iter().map(|(name, sum)| (name.to_owned(), sum / count)).collect();
+    let bits = bits_per_byte(loss_sum, bytes);
+    Ok(EvalResult { loss: loss_sum / count, metrics, bits_per_byte: bits, targets })
+}

@@ -1,0 +1,95 @@
+//! How much memory a training run will need, from its config alone.
+
+use data::batch::BatchSize;
+use model::{Architecture, ModelConfig, Precision};
+
+use crate::settings::Train;
+
+/// Bytes by what they are for. An estimate: libtorch itself (about 300 MB) and allocator slack come on top.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryEstimate {
+    /// fp32 masters, and the compute copies where they are apart.
+    pub weights: u64,
+    /// fp32 gradients, and those of the compute copies.
+    pub gradients: u64,
+    /// AdamW's two moments.
+    pub optimizer: u64,
+    /// What the backward pass needs of the forward pass of one micro-batch, and the output layer's chunk of logits.
+    pub activations: u64,
+}
+
+impl MemoryEstimate {
+    /// For training all parameters of a model; rows have at most `longest_row` tokens.
+    pub fn new(config: &ModelConfig, train: &Train, longest_row: u64) -> Self {
+        let parameters = config.num_parameters();
+        let bytes = train.precision.size() as u64;
+        let copies = if train.precision == Precision::Fp32 { 0 } else { bytes };
+        let step = match train.batch_size {
+            BatchSize::Tokens(tokens) => tokens as u64,
+            BatchSize::Sequences(rows) => rows as u64 * longest_row,
+        };
+        let tokens = (train.micro_batch_tokens as u64).min(step).max(longest_row);
+        Self {
+            weights: parameters * (4 + copies),
+            gradients: parameters * (4 + copies),
+            optimizer: parameters * 8,
+            activations: activations(config, train, tokens),
+        }
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights + self.gradients + self.optimizer + self.activations
+    }
+}
+
+/// Per token and layer the backward pass keeps: both norms' inputs and outputs, query, key and value before and after
+/// the rotation, the attention's output, and the MLP's inner activations.
+fn activations(config: &ModelConfig, train: &Train, tokens: u64) -> u64 {
+    let size = |n: i64| n as u64;
+    let width = size(config.hidden_size);
+    let heads = size(config.num_attention_heads * config.head_dim);
+    let keys = size(config.num_key_value_heads * config.head_dim);
+    let inner = size(config.intermediate_size);
+    let mlp = if config.architecture == Architecture::Gpt2 { 2 * inner } else { 3 * inner };
+    let layer = 4 * width + 2 * (heads + 2 * keys) + heads + mlp;
+    let layers = size(config.num_hidden_layers);
+    let kept = if train.activation_checkpointing { layers * width + layer } else { layers * layer };
+    let bytes = train.precision.size() as u64;
+    // The fused head holds one chunk of logits, its gradient, and an fp32 gradient of its weight.
+    let chunk = (4 << 20) * (bytes + 4);
+    let head = size(config.vocab_size) * width * 4;
+    tokens * (kept + 4 * width) * bytes + chunk + head
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn train(extra: &str) -> Train {
+        let text = format!(
+            "steps = 1\nbatch_size.tokens = 1024\nmicro_batch_tokens = 512\noptimizer.learning_rate = 1e-3\n\
+             schedule.constant = {{}}\n{extra}"
+        );
+        toml::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn sixteen_bytes_a_parameter_in_fp32_and_twenty_in_bf16() {
+        let config = ModelConfig::from_json(&json!({
+            "model_type": "llama", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "max_position_embeddings": 64,
+        }))
+        .unwrap();
+        let n = config.num_parameters();
+        let plain = MemoryEstimate::new(&config, &train(""), 64);
+        assert_eq!(plain.weights + plain.gradients + plain.optimizer, 16 * n);
+        let half = MemoryEstimate::new(&config, &train("precision = \"bf16\""), 64);
+        assert_eq!(half.weights + half.gradients + half.optimizer, 20 * n);
+        assert!(half.activations < plain.activations);
+        let frugal = MemoryEstimate::new(&config, &train("activation_checkpointing = true"), 64);
+        assert!(frugal.activations < plain.activations);
+        assert_eq!(plain.total(), 16 * n + plain.activations);
+    }
+}

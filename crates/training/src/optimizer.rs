@@ -1,0 +1,284 @@
+//! AdamW over the fp32 master weights, with a state that can be saved and put back to the bit.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, bail, ensure};
+use model::{Precision, Trainable};
+use tch::{Kind, Tensor};
+use torch_ext::optim::{AdamWOptions, fused_adamw};
+
+use crate::settings;
+
+/// AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2) over named fp32 tensors.
+///
+/// # Deviations
+/// 1. Weight decay acts on tensors of two or more dimensions only; biases and norm weights are not decayed.
+/// 2. `learning_rate` multiplies the decay as in PyTorch, where the paper's η is the schedule factor alone.
+#[derive(Debug)]
+pub struct AdamW {
+    decayed: Group,
+    plain: Group,
+    settings: settings::Optimizer,
+}
+
+/// Parameters that share a weight decay, in the order of the model's parameters.
+#[derive(Debug, Default)]
+struct Group {
+    names: Vec<String>,
+    exp_avgs: Vec<Tensor>,
+    exp_avg_sqs: Vec<Tensor>,
+    steps: Vec<Tensor>,
+}
+
+impl Group {
+    fn push(&mut self, weight: &Trainable<'_>) {
+        self.names.push(weight.name.to_owned());
+        self.exp_avgs.push(weight.master.zeros_like());
+        self.exp_avg_sqs.push(weight.master.zeros_like());
+        self.steps.push(Tensor::zeros([], (Kind::Float, weight.master.device())));
+    }
+
+    fn step(&self, weights: &[&Trainable<'_>], options: &AdamWOptions) -> anyhow::Result<()> {
+        let own = self.names.iter().map(String::as_str);
+        ensure!(
+            own.eq(weights.iter().map(|weight| weight.name)),
+            "the trainable parameters are not those the optimiser was made for"
+        );
+        let masters: Vec<&Tensor> = weights.iter().map(|weight| &weight.master).collect();
+        let grads: Vec<&Tensor> = weights.iter().map(|weight| &weight.grad).collect();
+        fused_adamw(&masters, &grads, &self.exp_avgs, &self.exp_avg_sqs, &self.steps, options)?;
+        Ok(())
+    }
+
+    /// `(key, tensor)` for every piece of state; the tensors share storage with the state.
+    fn entries(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        let kinds =
+            [("exp_avg", &self.exp_avgs), ("exp_avg_sq", &self.exp_avg_sqs), ("step", &self.steps)];
+        kinds.into_iter().flat_map(|(kind, tensors)| {
+            self.names
+                .iter()
+                .zip(tensors)
+                .map(move |(name, tensor)| (format!("{kind}.{name}"), tensor))
+        })
+    }
+}
+
+/// Whether weight decay acts on this parameter.
+fn decays(weight: &Trainable<'_>) -> bool {
+    weight.master.dim() >= 2
+}
+
+impl AdamW {
+    /// An optimiser with zero state over `parameters`.
+    #[must_use]
+    pub fn new(parameters: &[Trainable<'_>], settings: &settings::Optimizer) -> Self {
+        let (mut decayed, mut plain) = (Group::default(), Group::default());
+        for weight in parameters {
+            if decays(weight) { decayed.push(weight) } else { plain.push(weight) }
+        }
+        Self { decayed, plain, settings: settings.clone() }
+    }
+
+    /// One update of `parameters`, the same as at [`Self::new`], from their gradients at `factor` times the peak
+    /// learning rate.
+    ///
+    /// # Errors
+    /// Other parameters than at the start, or whatever libtorch reports.
+    pub fn step(&self, parameters: &[Trainable<'_>], factor: f64) -> anyhow::Result<()> {
+        let settings = &self.settings;
+        let mut options = AdamWOptions {
+            lr: settings.learning_rate * factor,
+            beta1: settings.adam_beta1,
+            beta2: settings.adam_beta2,
+            eps: settings.adam_epsilon,
+            weight_decay: settings.weight_decay,
+        };
+        let (matrices, vectors): (Vec<_>, Vec<_>) =
+            parameters.iter().partition(|weight| decays(weight));
+        self.decayed.step(&matrices, &options)?;
+        options.weight_decay = 0.0;
+        self.plain.step(&vectors, &options)
+    }
+
+    /// Every piece of state by name: `exp_avg.<weight>`, `exp_avg_sq.<weight>`, `step.<weight>`, all fp32. The tensors
+    /// share storage with the state.
+    #[must_use]
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        self.decayed
+            .entries()
+            .chain(self.plain.entries())
+            .map(|(key, t)| (key, t.shallow_clone()))
+            .collect()
+    }
+
+    /// Puts back what [`Self::state`] gave.
+    ///
+    /// # Errors
+    /// A piece missing, left over or of another shape; the message names it.
+    pub fn load_state(&self, saved: &BTreeMap<String, Tensor>) -> anyhow::Result<()> {
+        let own = self.state();
+        for (key, tensor) in &own {
+            let value =
+                saved.get(key).with_context(|| format!("the optimiser state lacks `{key}`"))?;
+            ensure!(
+                value.size() == tensor.size(),
+                "the optimiser state's `{key}` has shape {:?}, the model's {:?}",
+                value.size(),
+                tensor.size()
+            );
+            tch::no_grad(|| tensor.shallow_clone().copy_(value));
+        }
+        if saved.len() > own.len() {
+            let known: BTreeSet<&String> = own.iter().map(|(key, _)| key).collect();
+            let extra = saved.keys().find(|key| !known.contains(key));
+            bail!(
+                "the optimiser state has a `{}` that this model does not have",
+                extra.map_or("", |k| k)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The dynamic loss scale of fp16 training (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2).
+///
+/// The loss is multiplied by `scale` before the backward pass and gradients divided by it before they are used. An
+/// overflow halves the scale and skips the step; 2,000 good steps in a row double it (PyTorch `GradScaler`'s defaults).
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct LossScale {
+    /// The factor on the loss.
+    pub scale: f64,
+    good_steps: u32,
+}
+
+impl LossScale {
+    const GROWTH_INTERVAL: u32 = 2000;
+
+    /// The scale a run starts with: 65,536 for fp16, 1 (and never changing) otherwise.
+    #[must_use]
+    pub fn new(precision: Precision) -> Self {
+        let scale = if precision == Precision::Fp16 { 65536.0 } else { 1.0 };
+        Self { scale, good_steps: 0 }
+    }
+
+    /// Takes note of whether the step's gradients were finite.
+    pub fn update(&mut self, precision: Precision, finite: bool) {
+        if precision != Precision::Fp16 {
+            return;
+        }
+        if finite {
+            self.good_steps += 1;
+            if self.good_steps == Self::GROWTH_INTERVAL {
+                self.scale *= 2.0;
+                self.good_steps = 0;
+            }
+        } else {
+            self.scale /= 2.0;
+            self.good_steps = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Precision;
+
+    fn settings() -> settings::Optimizer {
+        settings::Optimizer {
+            learning_rate: 0.1,
+            weight_decay: 0.5,
+            adam_beta1: 0.9,
+            adam_beta2: 0.99,
+            adam_epsilon: 1e-8,
+            max_grad_norm: None,
+        }
+    }
+
+    /// A matrix and a bias of ones, with gradient 2.
+    fn weights() -> Vec<Trainable<'static>> {
+        [("matrix", vec![1, 1]), ("bias", vec![1])]
+            .into_iter()
+            .map(|(name, shape)| {
+                let master = Tensor::ones(shape, (Kind::Float, tch::Device::Cpu));
+                Trainable { name, grad: master.full_like(2.0), master }
+            })
+            .collect()
+    }
+
+    fn values(weights: &[Trainable<'_>]) -> Vec<f64> {
+        weights.iter().map(|w| w.master.sum(Kind::Double).double_value(&[])).collect()
+    }
+
+    #[test]
+    fn decay_acts_on_matrices_only() {
+        let weights = weights();
+        AdamW::new(&weights, &settings()).step(&weights, 1.0).unwrap();
+        // first step of Adam moves by lr whatever the gradient; decay takes lr * 0.5 of the matrix before it
+        let got = values(&weights);
+        assert!((got[0] - (1.0 - 0.05 - 0.1)).abs() < 1e-6, "{got:?}");
+        assert!((got[1] - (1.0 - 0.1)).abs() < 1e-6, "{got:?}");
+    }
+
+    #[test]
+    fn state_put_back_continues_to_the_bit() {
+        let straight = weights();
+        let optimizer = AdamW::new(&straight, &settings());
+        optimizer.step(&straight, 1.0).unwrap();
+        let saved: BTreeMap<String, Tensor> =
+            optimizer.state().into_iter().map(|(k, t)| (k, t.copy())).collect();
+        let after_one = values(&straight);
+        optimizer.step(&straight, 0.5).unwrap();
+
+        let mut resumed = weights();
+        for (weight, value) in resumed.iter_mut().zip(after_one) {
+            let _ = weight.master.fill_(value);
+        }
+        let second = AdamW::new(&resumed, &settings());
+        second.load_state(&saved).unwrap();
+        second.step(&resumed, 0.5).unwrap();
+        assert_eq!(values(&straight), values(&resumed));
+    }
+
+    #[test]
+    fn a_state_of_another_model_is_refused() {
+        let optimizer = AdamW::new(&weights(), &settings());
+        let mut state: BTreeMap<String, Tensor> = optimizer.state().into_iter().collect();
+        let taken = state.remove("exp_avg.bias").unwrap();
+        let missing = optimizer.load_state(&state).unwrap_err().to_string();
+        assert_eq!(missing, "the optimiser state lacks `exp_avg.bias`");
+        state.insert("exp_avg.bias".into(), taken.view([1, 1]));
+        let shaped = optimizer.load_state(&state).unwrap_err().to_string();
+        assert_eq!(
+            shaped,
+            "the optimiser state's `exp_avg.bias` has shape [1, 1], the model's [1]"
+        );
+        state.insert("exp_avg.bias".into(), taken.view([1]));
+        state.insert("exp_avg.other".into(), taken);
+        let extra = optimizer.load_state(&state).unwrap_err().to_string();
+        assert_eq!(
+            extra,
+            "the optimiser state has a `exp_avg.other` that this model does not have"
+        );
+    }
+
+    #[test]
+    fn other_parameters_than_at_the_start_are_refused() {
+        let optimizer = AdamW::new(&weights(), &settings());
+        assert!(optimizer.step(&weights()[..1], 1.0).is_err());
+    }
+
+    #[test]
+    fn the_scale_halves_on_overflow_and_grows_after_2000_good_steps() {
+        let mut scale = LossScale::new(Precision::Fp16);
+        scale.update(Precision::Fp16, false);
+        assert!((scale.scale - 32768.0).abs() < f64::EPSILON);
+        for _ in 0..2000 {
+            scale.update(Precision::Fp16, true);
+        }
+        assert!((scale.scale - 65536.0).abs() < f64::EPSILON);
+        let mut fixed = LossScale::new(Precision::Bf16);
+        fixed.update(Precision::Bf16, false);
+        assert!((fixed.scale - 1.0).abs() < f64::EPSILON);
+    }
+}

@@ -1,0 +1,283 @@
+//! From the config tables of a supervised stage to a checked plan. Reads data, tokenizer and model config; no tensor.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use artifact::RunDir;
+use artifact::chain::{producer, verify_chain};
+use artifact::tokens::TokenMeta;
+use data::batch::{BatchSize, Batcher};
+use data::dataset::{DatasetError, Order, TokenDataset};
+use data::template::ChatTemplate;
+use data::tokenizer::Tokenizer;
+use model::ModelConfig;
+use stage::{Problems, human_bytes};
+
+use crate::evaluate::Validation;
+use crate::memory_estimate::MemoryEstimate;
+use crate::settings::{Data, Samples, Save, Train};
+use crate::supervised::Supervised;
+
+/// The tables that every supervised stage's config has beside its model.
+#[derive(Debug, Clone)]
+pub struct Tables {
+    /// `seed`.
+    pub seed: u64,
+    /// `[data]`.
+    pub data: Data,
+    /// `[train]`.
+    pub train: Train,
+    /// `[samples]`.
+    pub samples: Option<Samples>,
+    /// `[save]`.
+    pub save: Save,
+}
+
+/// What a supervised stage works from, beside its model.
+pub struct Plan {
+    /// What the loop works from.
+    pub supervised: Supervised,
+    /// The tokenizer's files, which go with the model.
+    pub tokenizer: Tokenizer,
+    /// Where they were.
+    pub tokenizer_path: PathBuf,
+    /// Prompts to answer with the trained model.
+    pub samples: Option<Samples>,
+    /// How the model is written.
+    pub save: Save,
+    meta: TokenMeta,
+    longest_row: u64,
+    summary: String,
+}
+
+impl Plan {
+    /// Checks the tables against the data and the tokenizer. All problems go into `problems`; `None` if there were any.
+    pub fn new(tables: Tables, problems: &mut Problems) -> Option<Self> {
+        let Tables { seed, data, train, samples, save } = tables;
+        let mut own = train.problems();
+        own.check(
+            !data.validation.is_empty() || train.eval.every_steps.is_none(),
+            "eval.every_steps",
+            "needs a validation split; set data.validation",
+        );
+        let usable = own.is_empty();
+        problems.extend("train", own);
+        if let Some(samples) = &samples {
+            problems.extend("samples", samples.problems());
+        }
+        problems.check(save.max_shard_mb > 0, "save.max_shard_mb", "must be at least 1");
+        let rows = open("data.train", &data.train, Order::Shuffled { seed }, problems);
+        let validation = if data.validation.is_empty() {
+            None
+        } else {
+            Some(open("data.validation", &data.validation, Order::Sequential, problems)?)
+        };
+        let rows = rows?;
+        if let Some(held) = &validation {
+            problems.check(
+                held.meta().tokenizer == rows.meta().tokenizer,
+                "data.validation",
+                "was made with another tokenizer than data.train; tokenise both with the same one",
+            );
+        }
+        let tokenizer = find_tokenizer(&data, rows.meta(), problems);
+        if !usable {
+            return None;
+        }
+        let (epochs, total_steps) = problems.take("data.train", total_steps(&train, &rows))?;
+        let (tokenizer, tokenizer_path) = tokenizer?;
+        let summary = summary(&train, &rows, validation.as_ref(), total_steps);
+        let validation = validation.map(|_| Validation {
+            files: data.validation.clone(),
+            max_tokens: train.eval.max_tokens,
+            micro_batch_tokens: train.micro_batch_tokens,
+            byte_lengths: Some(tokenizer.byte_lengths()),
+        });
+        Some(Self {
+            meta: rows.meta().clone(),
+            longest_row: rows.longest_row(),
+            supervised: Supervised {
+                settings: train,
+                train: data.train,
+                epochs,
+                total_steps,
+                validation,
+            },
+            tokenizer,
+            tokenizer_path,
+            samples,
+            save,
+            summary,
+        })
+    }
+
+    /// Checks that a model can take the data: every id in its vocabulary, every row within its positions, and where it
+    /// brings a tokenizer (`dir` is its directory), the one the data was made with. `key` names it in messages.
+    pub fn check_model(
+        &self,
+        key: &str,
+        config: &ModelConfig,
+        dir: Option<&Path>,
+        problems: &mut Problems,
+    ) {
+        let (ids, vocab) = (self.meta.vocab_size, config.vocab_size);
+        problems.check(
+            ids as i64 <= vocab,
+            key,
+            format_args!(
+                "has a vocabulary of {vocab}, but the data's tokenizer has ids up to {}; use the model the data was \
+                 tokenised for",
+                ids.saturating_sub(1)
+            ),
+        );
+        let (longest, positions) = (self.longest_row, config.max_position_embeddings);
+        problems.check(
+            longest as i64 <= positions,
+            key,
+            format_args!(
+                "has {positions} positions (max_position_embeddings), but the longest row of the data has {longest} \
+                 tokens; run data-prep with max_length = {positions} or less"
+            ),
+        );
+        if let Some(dir) = dir.filter(|dir| dir.join("tokenizer.json").is_file())
+            && let Some(tokenizer) = problems.take(key, Tokenizer::load(dir))
+        {
+            let data = &self.supervised.train[0];
+            problems.take(key, verify_chain(data, &self.meta.tokenizer, dir, &tokenizer.digest()));
+        }
+    }
+
+    /// What `--check` prints: model, data, steps, and an estimate of the memory needed.
+    pub fn describe(&self, config: &ModelConfig) -> String {
+        let mut out = String::new();
+        let _ = writeln!(
+            out,
+            "model       {}, {} parameters, {} layers of width {}",
+            config.architecture.model_type(),
+            config.num_parameters(),
+            config.num_hidden_layers,
+            config.hidden_size
+        );
+        let _ = writeln!(out, "tokenizer   {}", self.tokenizer_path.display());
+        out.push_str(&self.summary);
+        if let Some(samples) = &self.samples {
+            let _ = writeln!(out, "samples     {}", samples.prompts.display());
+        }
+        let memory = MemoryEstimate::new(config, &self.supervised.settings, self.longest_row);
+        let _ = writeln!(
+            out,
+            "memory      about {} (weights {}, gradients {}, optimiser {}, activations {})",
+            human_bytes(memory.total()),
+            human_bytes(memory.weights),
+            human_bytes(memory.gradients),
+            human_bytes(memory.optimizer),
+            human_bytes(memory.activations)
+        );
+        out
+    }
+}
+
+fn open(
+    key: &str,
+    files: &[PathBuf],
+    order: Order,
+    problems: &mut Problems,
+) -> Option<TokenDataset> {
+    let missing = files.iter().filter(|file| !problems.require_path(key, file)).count();
+    if missing > 0 {
+        return None;
+    }
+    problems.take(key, TokenDataset::with_order(files, order, Some(1)))
+}
+
+/// How many passes the data is good for, and how many optimiser steps the run has.
+fn total_steps(train: &Train, rows: &TokenDataset) -> Result<(Option<u64>, u64), DatasetError> {
+    let (None, Some(epochs)) = (train.steps, train.epochs) else {
+        return Ok((None, train.steps.unwrap_or_default()));
+    };
+    let whole = epochs.ceil().max(1.0);
+    let passes = Some(whole as u64);
+    let batches = Batcher::new(rows.restarted().with_epochs(passes), train.batch_config());
+    let counted = batches.count_steps()?.unwrap_or_default();
+    let steps = (counted as f64 * (epochs / whole)).round() as u64;
+    Ok((passes, steps.max(1)))
+}
+
+/// Loads the tokenizer that goes with the data and checks that it is the one that made it.
+fn find_tokenizer(
+    data: &Data,
+    meta: &TokenMeta,
+    problems: &mut Problems,
+) -> Option<(Tokenizer, PathBuf)> {
+    let key = "data.tokenizer";
+    let path = match &data.tokenizer {
+        Some(path) => path.clone(),
+        None => problems.take(key, tokenizer_beside(&data.train[0]))?,
+    };
+    let tokenizer = problems.take(key, Tokenizer::load(&path))?;
+    problems
+        .take(key, verify_chain(&data.train[0], &meta.tokenizer, &path, &tokenizer.digest()))?;
+    if let Some(made_with) = &meta.chat_template {
+        let own =
+            tokenizer.chat_template().map(|source| artifact::digest::bytes(source.as_bytes()));
+        problems.check(
+            own.as_ref() == Some(made_with),
+            key,
+            format_args!(
+                "{} has another chat template than the one {} was rendered with; give the tokenizer/ of the run that \
+                 made the data",
+                path.display(),
+                data.train[0].display()
+            ),
+        );
+        if let Some(source) = tokenizer.chat_template() {
+            problems.take(key, ChatTemplate::parse(source, tokenizer.specials().clone()));
+        }
+    }
+    Some((tokenizer, path))
+}
+
+/// `tokenizer/` of the run that made a token file.
+fn tokenizer_beside(file: &Path) -> anyhow::Result<PathBuf> {
+    let run = producer(file)?;
+    let run = run.with_context(|| {
+        format!(
+            "{} is not in a run directory of data-prep; say where its tokenizer is",
+            file.display()
+        )
+    })?;
+    Ok(RunDir::open(run.run_dir)?.tokenizer_dir())
+}
+
+fn summary(
+    train: &Train,
+    rows: &TokenDataset,
+    validation: Option<&TokenDataset>,
+    total_steps: u64,
+) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "data        {} rows, {} tokens, {} of them targets; longest row {}",
+        rows.num_rows(),
+        rows.tokens_per_epoch(),
+        rows.targets_per_epoch(),
+        rows.longest_row()
+    );
+    if let Some(held) = validation {
+        let (rows, tokens) = (held.num_rows(), held.tokens_per_epoch());
+        let _ = writeln!(out, "validation  {rows} rows, {tokens} tokens");
+    }
+    let size = match train.batch_size {
+        BatchSize::Tokens(tokens) => format!("at most {tokens} tokens"),
+        BatchSize::Sequences(rows) => format!("{rows} sequences"),
+    };
+    let length = train.epochs.map_or_else(String::new, |epochs| format!(" ({epochs} epochs)"));
+    let _ = writeln!(
+        out,
+        "steps       {total_steps}{length}, {size} each, micro-batches of at most {} tokens, {}",
+        train.micro_batch_tokens, train.precision
+    );
+    out
+}

@@ -1,0 +1,365 @@
+//! The config tables that training stages share. A stage's config has them as keys: `[data]`, `[train]`, `[samples]`,
+//! `[save]`.
+
+use std::path::PathBuf;
+
+use data::batch::{BatchConfig, BatchSize};
+use model::Precision;
+use serde::{Deserialize, Serialize};
+use stage::Problems;
+
+use crate::schedule::Schedule;
+
+/// `[data]`: the token rows to train on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// Token files of the training split, all made with one tokenizer.
+    pub train: Vec<PathBuf>,
+    /// Token files of the validation split; none: no evaluation.
+    #[serde(default)]
+    pub validation: Vec<PathBuf>,
+    /// The tokenizer's files, for the model that comes out. Absent: those of the run that made the first file of
+    /// `train`, which hold the chat template it was rendered with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
+}
+
+/// `[train]`: how the weights are optimised. Exactly one of `epochs` and `steps`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Train {
+    /// Passes over the training split.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
+    /// Optimiser steps; the data is repeated as often as they need.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// What one optimiser step trains on: `{ tokens = N }`, at most so many, or `{ sequences = N }`.
+    pub batch_size: BatchSize,
+    /// The most tokens in one forward pass: sets the memory needed, never the result.
+    pub micro_batch_tokens: usize,
+    /// Number type of the forward and backward passes. Master weights and optimiser state are fp32 in every case.
+    #[serde(default)]
+    pub precision: Precision,
+    /// Keep no activations inside a layer, compute them again in the backward pass: slower, far smaller.
+    #[serde(default)]
+    pub activation_checkpointing: bool,
+    /// Replaces all dropout probabilities of the model's config. Absent: those of the model's config.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f64>,
+    /// Stop after this many steps in a row whose loss or gradient was not finite; each of them is skipped.
+    #[serde(default = "max_skipped_steps")]
+    pub max_skipped_steps: u64,
+    /// Write metrics each so many optimiser steps.
+    #[serde(default = "log_every_steps")]
+    pub log_every_steps: u64,
+    /// AdamW.
+    pub optimizer: Optimizer,
+    /// The learning rate's course: one of `[train.schedule.constant]`, `linear`, `cosine`, `wsd`.
+    pub schedule: Schedule,
+    /// The validation split during training.
+    #[serde(default)]
+    pub eval: Eval,
+    /// What is kept while training.
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
+}
+
+fn max_skipped_steps() -> u64 {
+    10
+}
+
+fn log_every_steps() -> u64 {
+    10
+}
+
+/// `[train.optimizer]`: AdamW. Weight decay acts on matrices only, never on biases or norm weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Optimizer {
+    /// Peak learning rate; the schedule multiplies it.
+    pub learning_rate: f64,
+    /// Decoupled weight decay of matrices.
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// Decay of the gradient's running mean.
+    #[serde(default = "adam_beta1")]
+    pub adam_beta1: f64,
+    /// Decay of the squared gradient's running mean.
+    #[serde(default = "adam_beta2")]
+    pub adam_beta2: f64,
+    /// Added to the denominator.
+    #[serde(default = "adam_epsilon")]
+    pub adam_epsilon: f64,
+    /// The step's gradient is scaled down to this L2 norm where it is larger. Absent: no clipping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_grad_norm: Option<f64>,
+}
+
+fn adam_beta1() -> f64 {
+    0.9
+}
+
+fn adam_beta2() -> f64 {
+    0.999
+}
+
+fn adam_epsilon() -> f64 {
+    1e-8
+}
+
+/// `[train.eval]`: the validation split during training. It is also evaluated after the last step.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Eval {
+    /// Evaluate each so many optimiser steps. Absent: after the last step only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every_steps: Option<u64>,
+    /// About this many tokens of the validation split, from its beginning. Absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<usize>,
+    /// Stop after this many evaluations in a row without a new best loss. Absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stopping_patience: Option<u64>,
+}
+
+/// `[train.checkpoint]`: what is kept while training.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Save each so many optimiser steps. Absent: only when interrupted and, with `keep_best`, at a new best.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every_steps: Option<u64>,
+    /// Newest checkpoints to keep; the best one is kept besides.
+    #[serde(default = "save_total_limit")]
+    pub save_total_limit: usize,
+    /// Hand on the weights of the best validation loss instead of the last ones.
+    #[serde(default)]
+    pub keep_best: bool,
+}
+
+fn save_total_limit() -> usize {
+    2
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { every_steps: None, save_total_limit: save_total_limit(), keep_best: false }
+    }
+}
+
+/// `[samples]`: prompts that the trained model answers, greedily, into `samples.parquet`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Samples {
+    /// Prompt rows, as data-prep writes them for records with a checker.
+    pub prompts: PathBuf,
+    /// Only so many, from the first on. Absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_prompts: Option<usize>,
+    /// The most tokens of a response.
+    #[serde(default = "max_new_tokens")]
+    pub max_new_tokens: usize,
+    /// Responses generated at the same time.
+    #[serde(default = "batch_rows")]
+    pub batch_rows: usize,
+}
+
+fn max_new_tokens() -> usize {
+    128
+}
+
+fn batch_rows() -> usize {
+    64
+}
+
+/// `[save]`: how the trained model is written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Save {
+    /// Number type of the weights on disk; fp32 keeps the master weights as they are.
+    pub precision: Precision,
+    /// A larger model is written in several files of at most this size.
+    pub max_shard_mb: u64,
+}
+
+impl Default for Save {
+    fn default() -> Self {
+        Self { precision: Precision::Fp32, max_shard_mb: 5000 }
+    }
+}
+
+impl Train {
+    /// How steps are made of the data.
+    pub(crate) fn batch_config(&self) -> BatchConfig {
+        BatchConfig { size: self.batch_size, micro_batch_tokens: self.micro_batch_tokens }
+    }
+
+    /// Everything in the table that cannot be, with the keys below `train`.
+    pub(crate) fn problems(&self) -> Problems {
+        let mut problems = Problems::new();
+        match (self.epochs, self.steps) {
+            (None, None) => problems.push("", "needs `epochs` or `steps`"),
+            (Some(_), Some(_)) => problems.push("steps", "is given beside `epochs`; leave one out"),
+            (Some(epochs), None) => {
+                problems.check(
+                    epochs.is_finite() && epochs > 0.0,
+                    "epochs",
+                    format_args!("must be above 0, got {epochs}"),
+                );
+            }
+            (None, Some(steps)) => {
+                problems.check(steps > 0, "steps", "must be at least 1");
+            }
+        }
+        let (BatchSize::Tokens(size) | BatchSize::Sequences(size)) = self.batch_size;
+        problems.check(size > 0, "batch_size", "must be at least 1");
+        problems.check(self.micro_batch_tokens > 0, "micro_batch_tokens", "must be at least 1");
+        if let Some(p) = self.dropout {
+            problems.check(
+                (0.0..1.0).contains(&p),
+                "dropout",
+                format_args!("must be from 0 to below 1, got {p}"),
+            );
+        }
+        problems.check(self.max_skipped_steps > 0, "max_skipped_steps", "must be at least 1");
+        problems.check(self.log_every_steps > 0, "log_every_steps", "must be at least 1");
+        problems.extend("optimizer", self.optimizer.problems());
+        problems.extend("schedule", self.schedule.problems());
+        problems.check(
+            self.eval.every_steps != Some(0),
+            "eval.every_steps",
+            "must be at least 1, or absent",
+        );
+        problems.check(
+            self.eval.early_stopping_patience.is_none() || self.eval.every_steps.is_some(),
+            "eval.early_stopping_patience",
+            "needs eval.every_steps",
+        );
+        problems.check(
+            self.eval.early_stopping_patience != Some(0),
+            "eval.early_stopping_patience",
+            "must be at least 1, or absent",
+        );
+        problems.check(
+            self.checkpoint.every_steps != Some(0),
+            "checkpoint.every_steps",
+            "must be at least 1, or absent",
+        );
+        problems.check(
+            self.checkpoint.save_total_limit > 0,
+            "checkpoint.save_total_limit",
+            "must be at least 1: a resumed run needs the newest",
+        );
+        problems.check(
+            !self.checkpoint.keep_best || self.eval.every_steps.is_some(),
+            "checkpoint.keep_best",
+            "needs eval.every_steps",
+        );
+        problems
+    }
+}
+
+impl Optimizer {
+    /// Everything in the table that cannot be, with its keys.
+    pub fn problems(&self) -> Problems {
+        let mut problems = Problems::new();
+        let mut check = |key: &str, holds: bool, range: &str, value: f64| {
+            problems.check(holds, key, format_args!("must be {range}, got {value}"));
+        };
+        let finite = f64::is_finite;
+        let rate = self.learning_rate;
+        check("learning_rate", finite(rate) && rate > 0.0, "above 0", rate);
+        let decay = self.weight_decay;
+        check("weight_decay", finite(decay) && decay >= 0.0, "0 or above", decay);
+        for (key, beta) in [("adam_beta1", self.adam_beta1), ("adam_beta2", self.adam_beta2)] {
+            check(key, (0.0..1.0).contains(&beta), "from 0 to below 1", beta);
+        }
+        let epsilon = self.adam_epsilon;
+        check("adam_epsilon", finite(epsilon) && epsilon > 0.0, "above 0", epsilon);
+        if let Some(norm) = self.max_grad_norm {
+            check("max_grad_norm", finite(norm) && norm > 0.0, "above 0, or absent", norm);
+        }
+        problems
+    }
+}
+
+impl Samples {
+    /// Everything in the table that cannot be, with its keys.
+    pub(crate) fn problems(&self) -> Problems {
+        let mut problems = Problems::new();
+        problems.require_path("prompts", &self.prompts);
+        problems.check(self.max_new_tokens > 0, "max_new_tokens", "must be at least 1");
+        problems.check(self.batch_rows > 0, "batch_rows", "must be at least 1");
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Train {
+        toml::from_str(text).unwrap()
+    }
+
+    const LEAST: &str = "epochs = 1.5\nbatch_size.sequences = 4\nmicro_batch_tokens = 512\n\
+                         optimizer.learning_rate = 1e-3\nschedule.cosine = {}\n";
+
+    #[test]
+    fn the_least_config_has_the_usual_defaults_and_no_problems() {
+        let train = parse(LEAST);
+        assert!(train.problems().is_empty());
+        let adam = &train.optimizer;
+        assert_eq!((adam.adam_beta1, adam.adam_beta2, adam.adam_epsilon), (0.9, 0.999, 1e-8));
+        assert_eq!((adam.weight_decay, adam.max_grad_norm), (0.0, None));
+        assert_eq!((train.precision, train.log_every_steps), (Precision::Fp32, 10));
+        assert_eq!(train.checkpoint, Checkpoint::default());
+        // What is written out reads back the same, so that a manifest's config can be run again.
+        let again: Train = toml::from_str(&toml::to_string(&train).unwrap()).unwrap();
+        assert_eq!(again, train);
+    }
+
+    #[test]
+    fn every_impossible_value_is_named_at_once() {
+        let train = parse(
+            "steps = 0\nbatch_size.tokens = 0\nmicro_batch_tokens = 0\ndropout = 1.0\nmax_skipped_steps = 0\n\
+             log_every_steps = 0\n\
+             [optimizer]\nlearning_rate = 0.0\nweight_decay = -0.1\nadam_beta1 = 1.0\nadam_beta2 = -0.1\n\
+             adam_epsilon = 0.0\nmax_grad_norm = 0.0\n\
+             [schedule.wsd]\ndecay_ratio = 1.5\n\
+             [eval]\nearly_stopping_patience = 0\n\
+             [checkpoint]\nevery_steps = 0\nsave_total_limit = 0\nkeep_best = true\n",
+        );
+        let expected = "- steps: must be at least 1\n\
+            - batch_size: must be at least 1\n\
+            - micro_batch_tokens: must be at least 1\n\
+            - dropout: must be from 0 to below 1, got 1\n\
+            - max_skipped_steps: must be at least 1\n\
+            - log_every_steps: must be at least 1\n\
+            - optimizer.learning_rate: must be above 0, got 0\n\
+            - optimizer.weight_decay: must be 0 or above, got -0.1\n\
+            - optimizer.adam_beta1: must be from 0 to below 1, got 1\n\
+            - optimizer.adam_beta2: must be from 0 to below 1, got -0.1\n\
+            - optimizer.adam_epsilon: must be above 0, got 0\n\
+            - optimizer.max_grad_norm: must be above 0, or absent, got 0\n\
+            - schedule.wsd.decay_ratio: must be from 0 to 1, got 1.5\n\
+            - eval.early_stopping_patience: needs eval.every_steps\n\
+            - eval.early_stopping_patience: must be at least 1, or absent\n\
+            - checkpoint.every_steps: must be at least 1, or absent\n\
+            - checkpoint.save_total_limit: must be at least 1: a resumed run needs the newest\n\
+            - checkpoint.keep_best: needs eval.every_steps";
+        assert_eq!(train.problems().to_string(), expected);
+    }
+
+    #[test]
+    fn a_run_needs_one_length() {
+        let both = parse(&format!("steps = 3\n{LEAST}")).problems().to_string();
+        assert_eq!(both, "- steps: is given beside `epochs`; leave one out");
+        let none = parse(&LEAST.replace("epochs = 1.5\n", "")).problems().to_string();
+        assert_eq!(none, "- needs `epochs` or `steps`");
+        let nan = parse(&LEAST.replace("1.5", "nan")).problems().to_string();
+        assert_eq!(nan, "- epochs: must be above 0, got NaN");
+    }
+}

@@ -1,0 +1,100 @@
+//! What every training stage does around its loop: the device at the start, the model's files at the end.
+
+use data::tokenizer::Tokenizer;
+use model::Decoder;
+use serde_json::{Map, Value};
+use stage::{Context, ErrorExt as _};
+use tch::Device;
+use torch_ext::device;
+
+use crate::loss::next_token_loss;
+use crate::plan::Plan;
+use crate::respond::respond;
+use crate::settings::Save;
+use crate::supervised::train;
+
+/// Finds the device that the command line asked for, and notes it and libtorch's version for the manifest.
+///
+/// # Errors
+/// If it is not there: wrong usage.
+pub fn find_device(ctx: &mut Context) -> anyhow::Result<Device> {
+    let found = device::resolve(&ctx.device.to_string()).usage()?;
+    let name = match found {
+        Device::Cuda(index) => {
+            let names = device::cuda_device_names();
+            format!("cuda:{index} {}", names.get(index).map_or("", String::as_str))
+        }
+        _ => format!("cpu, {} threads", device::threads()),
+    };
+    tracing::info!("device: {name}");
+    ctx.set_device(name);
+    ctx.version("libtorch", device::libtorch_version());
+    Ok(found)
+}
+
+/// Records the data and the tokenizer that the plan reads.
+///
+/// # Errors
+/// A file that cannot be read or is not what its producer wrote.
+pub fn record_inputs(ctx: &mut Context, plan: &Plan) -> anyhow::Result<()> {
+    for file in &plan.supervised.train {
+        ctx.input("train", file)?;
+    }
+    for file in plan.supervised.validation.iter().flat_map(|validation| &validation.files) {
+        ctx.input("validation", file)?;
+    }
+    ctx.input("tokenizer", &plan.tokenizer_path)?;
+    if let Some(samples) = &plan.samples {
+        ctx.input("prompts", &samples.prompts)?;
+    }
+    Ok(())
+}
+
+/// Trains on texts, writes the model, and lets it answer the prompts there are: what pre-training and fine-tuning have
+/// in common. Returns what the manifest reports.
+///
+/// # Errors
+/// As [`train`], and the file system's.
+pub fn train_on_texts(
+    ctx: &mut Context,
+    decoder: &mut Decoder,
+    plan: &Plan,
+) -> anyhow::Result<Map<String, Value>> {
+    if let Some(p) = plan.supervised.settings.dropout {
+        decoder.set_dropout(model::config::Dropout { embedding: p, attention: p, residual: p });
+    }
+    let mut results = train(ctx, decoder, &plan.supervised, &next_token_loss)?;
+    save_model(ctx, decoder, &plan.tokenizer, &plan.save)?;
+    if let Some(samples) = &plan.samples {
+        results.extend(respond(ctx, decoder, &plan.tokenizer, samples)?);
+    }
+    let peak = crate::meter::peak_memory_bytes(decoder.device());
+    results.insert("peak_memory_bytes".to_owned(), peak.into());
+    results.insert("parameters".to_owned(), decoder.config().num_parameters().into());
+    Ok(results)
+}
+
+/// Writes `model/`: weights, configs and the tokenizer's files, with the tokenizer's special tokens in the configs.
+///
+/// # Errors
+/// The file system's.
+pub fn save_model(
+    ctx: &mut Context,
+    decoder: &mut Decoder,
+    tokenizer: &Tokenizer,
+    save: &Save,
+) -> anyhow::Result<()> {
+    let config = decoder.config();
+    let id = |own: Option<u32>, models: Option<i64>| own.map(i64::from).or(models);
+    let eos = tokenizer.eos_id().map_or_else(|| config.eos_token_ids.clone(), |id| vec![id.into()]);
+    let (bos, pad) =
+        (id(tokenizer.bos_id(), config.bos_token_id), id(tokenizer.pad_id(), config.pad_token_id));
+    decoder.set_token_ids(bos, &eos, pad);
+    let dir = ctx.run_dir.model_dir();
+    decoder.save(&dir, save.precision, save.max_shard_mb.saturating_mul(1_000_000))?;
+    tokenizer.save(&dir)?;
+    ctx.tokenizer = Some(tokenizer.digest());
+    ctx.chat_template =
+        tokenizer.chat_template().map(|source| artifact::digest::bytes(source.as_bytes()));
+    Ok(())
+}

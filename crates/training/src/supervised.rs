@@ -1,0 +1,428 @@
+//! The supervised loop: pre-training, fine-tuning, everything that minimises a loss over a fixed set of rows.
+//!
+//! A step: the micro-batches' losses are summed and divided by the number of targets of the **whole step**, so how a step
+//! is cut into micro-batches changes no result; gradients are clipped, AdamW moves the fp32 masters, and the compute
+//! copies are cast anew. A step whose loss or gradient is not finite changes no weight and is counted.
+//!
+//! Everything that decides the rest of a run is in [`State`] and saved with the weights, so a run that was killed at any
+//! moment and started again ends with the same weights, to the bit on a CPU.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use data::batch::{Batcher, Step};
+use data::dataset::{Cursor, Order, TokenDataset};
+use model::weights::{WeightFiles, write_tensors};
+use model::{Decoder, Precision};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use stage::{Context, ErrorExt as _, Interrupted, Results};
+use tch::{Kind, Tensor};
+use torch_ext::{autograd, foreach};
+
+use crate::checkpoint;
+use crate::evaluate::{EvalResult, Validation, evaluate};
+use crate::loss::LossFn;
+use crate::meter::Meter;
+use crate::optimizer::{AdamW, LossScale};
+use crate::settings::Train;
+
+const OPTIMIZER: &str = "optimizer.safetensors";
+const WEIGHTS: &str = "model.safetensors";
+
+/// What the loop works from.
+#[derive(Debug, Clone)]
+pub struct Supervised {
+    /// The config table.
+    pub settings: Train,
+    /// Token files to train on.
+    pub train: Vec<PathBuf>,
+    /// Passes after which the data ends; `None`: repeated as often as needed.
+    pub epochs: Option<u64>,
+    /// Optimiser steps of the whole run: what the schedule is stretched over.
+    pub total_steps: u64,
+    /// The validation split, if there is one.
+    pub validation: Option<Validation>,
+}
+
+/// All that decides the rest of a run, beside weights, optimiser and random generators.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct State {
+    step: u64,
+    cursor: Cursor,
+    num_tokens: u64,
+    loss_scale: Option<LossScale>,
+    skipped_steps: u64,
+    skipped_in_a_row: u64,
+    /// Since the last log line.
+    window: Sums,
+    /// Since the start.
+    total: Sums,
+    best: Option<Best>,
+    evaluated_at: Option<u64>,
+    last_eval: Option<EvalResult>,
+    evals_without_best: u64,
+}
+
+/// The best evaluation so far.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Best {
+    step: u64,
+    loss: f64,
+}
+
+/// Sums over steps that were not skipped.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Sums {
+    loss: f64,
+    targets: u64,
+    metrics: BTreeMap<String, f64>,
+}
+
+impl Sums {
+    fn add(&mut self, loss: f64, targets: u64, names: &[&'static str], metrics: &[f64]) {
+        self.loss += loss;
+        self.targets += targets;
+        for (name, value) in names.iter().zip(metrics) {
+            *self.metrics.entry((*name).to_owned()).or_default() += value;
+        }
+    }
+
+    fn mean(&self, sum: f64) -> f64 {
+        if self.targets == 0 { f64::NAN } else { sum / self.targets as f64 }
+    }
+}
+
+/// Trains `decoder` to the end of the plan, going on from the newest checkpoint where there is one; returns what the
+/// manifest reports. With `keep_best` the decoder then has the weights of the best evaluation, else the last ones.
+///
+/// # Errors
+/// Data that cannot be read; a checkpoint of another run; too many steps in a row that are not finite (the last good
+/// checkpoint is named); no space for a checkpoint (the earlier ones stay); [`Interrupted`] by a signal, after saving.
+pub fn train(
+    ctx: &mut Context,
+    decoder: &mut Decoder,
+    plan: &Supervised,
+    loss: LossFn<'_>,
+) -> anyhow::Result<Results> {
+    let mut run = Run::start(ctx, decoder, plan, loss)?;
+    loop {
+        run.between_steps()?;
+        if run.is_done() {
+            break;
+        }
+        let Some(step) = run.batches.next_step()? else { break };
+        run.step(&step)?;
+        if run.state.step.is_multiple_of(plan.settings.log_every_steps)
+            || run.state.step == plan.total_steps
+        {
+            run.log()?;
+        }
+    }
+    run.finish()
+}
+
+struct Run<'a> {
+    ctx: &'a mut Context,
+    decoder: &'a mut Decoder,
+    plan: &'a Supervised,
+    loss: LossFn<'a>,
+    batches: Batcher,
+    optimizer: AdamW,
+    tokens_per_epoch: f64,
+    state: State,
+    saved_at: Option<u64>,
+    learning_rate: f64,
+    grad_norm: f64,
+    meter: Meter,
+}
+
+impl<'a> Run<'a> {
+    fn start(
+        ctx: &'a mut Context,
+        decoder: &'a mut Decoder,
+        plan: &'a Supervised,
+        loss: LossFn<'a>,
+    ) -> anyhow::Result<Self> {
+        let settings = &plan.settings;
+        tch::manual_seed(ctx.seed as i64);
+        let order = Order::Shuffled { seed: ctx.seed };
+        let dataset = TokenDataset::with_order(&plan.train, order, plan.epochs)?;
+        let tokens_per_epoch = dataset.tokens_per_epoch() as f64;
+        let mut batches = Batcher::new(dataset, settings.batch_config());
+        decoder.set_checkpointing(settings.activation_checkpointing);
+        let optimizer = AdamW::new(&decoder.params_mut().trainable(), &settings.optimizer);
+        let mut state = State::default();
+        let mut saved_at = None;
+        if let Some(resumed) = checkpoint::resume::<State>(ctx, decoder.device())? {
+            let path = &resumed.path;
+            load_weights(decoder, &path.join(WEIGHTS))?;
+            let file = WeightFiles::open_file(&path.join(OPTIMIZER))?;
+            let tensors = file.names().map(|name| Ok((name.to_owned(), file.tensor(name)?)));
+            let tensors: model::Result<BTreeMap<String, Tensor>> = tensors.collect();
+            optimizer.load_state(&tensors?).with_context(|| path.display().to_string())?;
+            batches.seek(resumed.state.cursor)?;
+            (state, saved_at) = (resumed.state, Some(resumed.step));
+        }
+        ctx.metrics.begin(saved_at)?;
+        ctx.metrics.start_progress(plan.total_steps, state.step);
+        Ok(Self {
+            meter: Meter::new(decoder.device()),
+            ctx,
+            decoder,
+            plan,
+            loss,
+            batches,
+            optimizer,
+            tokens_per_epoch,
+            state,
+            saved_at,
+            learning_rate: 0.0,
+            grad_norm: f64::NAN,
+        })
+    }
+
+    fn is_done(&self) -> bool {
+        let patience = self.plan.settings.eval.early_stopping_patience;
+        self.state.step >= self.plan.total_steps
+            || patience.is_some_and(|patience| self.state.evals_without_best >= patience)
+    }
+
+    /// One optimiser step.
+    fn step(&mut self, step: &Step) -> anyhow::Result<()> {
+        self.meter.start();
+        let settings = &self.plan.settings;
+        let precision = self.decoder.precision();
+        let mut loss_scale = self.state.loss_scale.unwrap_or_else(|| LossScale::new(precision));
+        let (names, sums) = self.accumulate(step, loss_scale.scale)?;
+        let trainable = self.decoder.params_mut().trainable();
+        let grads: Vec<&Tensor> = trainable.iter().map(|weight| &weight.grad).collect();
+        let norm = foreach::norm(&grads)?.to_kind(Kind::Double);
+        // The one value that is waited for: everything about the step at once.
+        let values: Vec<f64> = Vec::try_from(Tensor::cat(&[norm.view(1), sums], 0))?;
+        let (norm, loss, metrics) = (values[0] / loss_scale.scale, values[1], &values[2..]);
+        let finite = norm.is_finite() && loss.is_finite();
+        let factor = settings.schedule.factor(self.state.step, self.plan.total_steps);
+        if finite {
+            let clip = settings.optimizer.max_grad_norm.map_or(1.0, |most| most / (norm + 1e-6));
+            let shrink = clip.min(1.0) / loss_scale.scale;
+            if shrink < 1.0 {
+                foreach::mul_(&grads, shrink)?;
+            }
+            self.optimizer.step(&trainable, factor)?;
+        }
+        drop(grads);
+        drop(trainable);
+        if finite {
+            self.decoder.params_mut().refresh_compute();
+        }
+        self.decoder.params_mut().zero_grads();
+        loss_scale.update(precision, finite);
+
+        let state = &mut self.state;
+        state.loss_scale = Some(loss_scale);
+        state.step += 1;
+        state.cursor = self.batches.cursor();
+        state.num_tokens += step.num_tokens as u64;
+        self.learning_rate = settings.optimizer.learning_rate * factor;
+        self.grad_norm = norm;
+        if finite {
+            state.skipped_in_a_row = 0;
+            let targets = step.num_targets as u64;
+            state.window.add(loss, targets, &names, metrics);
+            state.total.add(loss, targets, &names, metrics);
+        } else {
+            state.skipped_steps += 1;
+            state.skipped_in_a_row += 1;
+        }
+        self.meter.stop(step.num_tokens as u64);
+        self.ctx.metrics.advance(self.state.step);
+        if finite { Ok(()) } else { self.skipped(loss) }
+    }
+
+    /// Gradients of the step's mean loss times `loss_scale`; returns the names of the loss's metrics, and on the device
+    /// the sums over the step: loss first, then the metrics. f64 `[1 + metrics]`.
+    fn accumulate(
+        &mut self,
+        step: &Step,
+        loss_scale: f64,
+    ) -> anyhow::Result<(Vec<&'static str>, Tensor)> {
+        self.decoder.set_training(true);
+        let share = loss_scale / step.num_targets as f64;
+        let mut names = Vec::new();
+        let mut sums: Option<Tensor> = None;
+        for batch in &step.micro_batches {
+            let part = (self.loss)(self.decoder, batch)?;
+            autograd::backward(&(&part.sum * share))?;
+            self.decoder.params_mut().gather_grads();
+            let all = std::iter::once(&part.sum).chain(part.metrics.iter().map(|(_, sum)| sum));
+            let all: Vec<Tensor> = all.map(|t| t.detach().to_kind(Kind::Double)).collect();
+            let all = Tensor::stack(&all, 0);
+            sums = Some(sums.map_or_else(|| all.shallow_clone(), |before| before + &all));
+            names = part.metrics.into_iter().map(|(name, _)| name).collect();
+        }
+        Ok((names, sums.context("a step without micro-batches")?))
+    }
+
+    /// Says that a step was skipped; an error if there were too many in a row.
+    fn skipped(&self, loss: f64) -> anyhow::Result<()> {
+        let State { step, skipped_in_a_row, .. } = self.state;
+        let what = if loss.is_finite() { "gradient" } else { "loss" };
+        if self.decoder.precision() != Precision::Fp16 || skipped_in_a_row > 1 {
+            tracing::warn!("step {step}: the {what} is not finite; the step is skipped");
+        }
+        if skipped_in_a_row < self.plan.settings.max_skipped_steps {
+            return Ok(());
+        }
+        let good = match checkpoint::steps(self.ctx)?.pop() {
+            Some(step) => format!(
+                "the last good checkpoint is {}",
+                checkpoint::path_of(self.ctx, step).display()
+            ),
+            None => "there is no checkpoint; set train.checkpoint.every_steps".to_owned(),
+        };
+        let error = anyhow::anyhow!(
+            "the loss or its gradient was not finite in {skipped_in_a_row} steps in a row, up to step {step}; {good}"
+        );
+        Err(error).hint(
+            "lower train.optimizer.learning_rate, set max_grad_norm, or use precision = \"bf16\" or \"fp32\"; \
+             a checkpoint can be given as the model of a new run",
+        )
+    }
+
+    fn log(&mut self) -> anyhow::Result<()> {
+        let State { step, num_tokens, skipped_steps, .. } = self.state;
+        let window = std::mem::take(&mut self.state.window);
+        let mut values = vec![
+            ("loss", window.mean(window.loss)),
+            ("learning_rate", self.learning_rate),
+            ("grad_norm", self.grad_norm),
+        ];
+        values.extend(window.metrics.iter().map(|(name, sum)| (name.as_str(), window.mean(*sum))));
+        values.push(("epoch", num_tokens as f64 / self.tokens_per_epoch));
+        values.push(("num_tokens", num_tokens as f64));
+        values.extend(self.meter.take_rate().map(|rate| ("tokens_per_second", rate)));
+        if skipped_steps > 0 {
+            values.push(("skipped_steps", skipped_steps as f64));
+        }
+        if self.decoder.precision() == Precision::Fp16 {
+            let scale = self.state.loss_scale.map_or(1.0, |scale| scale.scale);
+            values.push(("loss_scale", scale));
+        }
+        values.extend(self.meter.memory_bytes().map(|bytes| ("memory_bytes", bytes)));
+        self.ctx.metrics.log(step, &values)
+    }
+
+    /// What is due after a step, in an order that a resumed run repeats: evaluate, save, stop where asked.
+    fn between_steps(&mut self) -> anyhow::Result<()> {
+        let step = self.state.step;
+        let every = |period: Option<u64>| {
+            step > 0 && period.is_some_and(|period| step.is_multiple_of(period))
+        };
+        let settings = &self.plan.settings;
+        let mut new_best = false;
+        if let Some(validation) = &self.plan.validation
+            && (every(settings.eval.every_steps) || step == self.plan.total_steps)
+            && self.state.evaluated_at != Some(step)
+        {
+            match evaluate(self.ctx, self.decoder, validation, self.loss) {
+                Ok(result) => new_best = self.evaluated(result)?,
+                Err(error) if error.is::<Interrupted>() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let stop = self.ctx.check_interrupt();
+        if self.saved_at != Some(step)
+            && (every(settings.checkpoint.every_steps)
+                || (new_best && settings.checkpoint.keep_best)
+                || (stop.is_err() && step > 0))
+        {
+            self.save()?;
+        }
+        Ok(stop?)
+    }
+
+    /// Takes note of an evaluation; returns whether it is the best so far.
+    fn evaluated(&mut self, result: EvalResult) -> anyhow::Result<bool> {
+        let step = self.state.step;
+        let values = result.values();
+        let named: Vec<(&str, f64)> =
+            values.iter().map(|(n, value)| (n.as_str(), *value)).collect();
+        self.ctx.metrics.log(step, &named)?;
+        let state = &mut self.state;
+        state.evaluated_at = Some(step);
+        let new_best = state.best.is_none_or(|best| result.loss < best.loss);
+        if new_best {
+            state.best = Some(Best { step, loss: result.loss });
+            state.evals_without_best = 0;
+        } else {
+            state.evals_without_best += 1;
+        }
+        state.last_eval = Some(result);
+        Ok(new_best)
+    }
+
+    fn save(&mut self) -> anyhow::Result<()> {
+        let (decoder, optimizer) = (&*self.decoder, &self.optimizer);
+        let step = self.state.step;
+        let write = |dir: &Path| {
+            decoder.save(dir, Precision::Fp32, u64::MAX)?;
+            Ok(write_tensors(&dir.join(OPTIMIZER), &optimizer.state())?)
+        };
+        let path = checkpoint::save(self.ctx, decoder.device(), step, &self.state, write)?;
+        tracing::debug!("saved {}", path.display());
+        self.saved_at = Some(step);
+        let settings = &self.plan.settings.checkpoint;
+        let pinned = self.state.best.filter(|_| settings.keep_best).map(|best| best.step);
+        checkpoint::prune(self.ctx, settings.save_total_limit, pinned)
+    }
+
+    /// Puts the best weights in place where they are asked for, and sums the run up.
+    fn finish(self) -> anyhow::Result<Results> {
+        let Self { ctx, decoder, plan, state, meter, .. } = self;
+        ensure!(state.step > 0, "the data gave no step; is every row without targets?");
+        let mut results = Results::new();
+        let mut put = |name: &str, value: serde_json::Value| {
+            results.insert(name.to_owned(), value);
+        };
+        put("steps", json!(state.step));
+        put("num_tokens", json!(state.num_tokens));
+        put("train_loss", json!(state.total.mean(state.total.loss)));
+        for (name, value) in state.last_eval.iter().flat_map(EvalResult::values) {
+            put(&name, json!(value));
+        }
+        put("skipped_steps", json!(state.skipped_steps));
+        put("tokens_per_second", json!(meter.rate()));
+        if let Some(best) = state.best {
+            put("best_eval_loss", json!(best.loss));
+            put("best_step", json!(best.step));
+            if plan.settings.checkpoint.keep_best && best.step != state.step {
+                load_weights(decoder, &checkpoint::path_of(ctx, best.step).join(WEIGHTS))?;
+            }
+        }
+        decoder.set_training(false);
+        Ok(results)
+    }
+}
+
+/// Sets the masters, and with them the compute copies, from a checkpoint's weights.
+fn load_weights(decoder: &mut Decoder, path: &Path) -> anyhow::Result<()> {
+    let file = WeightFiles::open_file(path)?;
+    for (name, weight) in decoder.params().iter() {
+        let saved = file.tensor(name)?;
+        ensure!(
+            saved.size() == weight.size(),
+            "{}: `{name}` has shape {:?}, the model's {:?}",
+            path.display(),
+            saved.size(),
+            weight.size()
+        );
+        tch::no_grad(|| weight.shallow_clone().copy_(&saved));
+    }
+    decoder.params_mut().refresh_compute();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

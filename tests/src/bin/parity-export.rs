@@ -1,0 +1,93 @@
+//! `parity-export OUT [DIR...]`: writes what `scripts/parity/check.py` loads in transformers.
+//!
+//! Every model fixture is loaded and saved in fp32, in bf16 and in shards; each DIR, a run or model directory, is taken as
+//! it is. Beside each lie `probe.safetensors`, logits as computed here, and where there is a tokenizer `probe.json`,
+//! texts with their ids.
+
+use anyhow::{Context as _, Result};
+use data::tokenizer::{BpeOptions, Tokenizer};
+use model::{Decoder, LoadOptions, Precision};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use tch::Tensor;
+use temper_tests::flat::Flat;
+use temper_tests::{corpus, fixtures};
+
+/// How the fixtures are saved: name, number type, largest shard in bytes.
+const FORMS: [(&str, Precision, u64); 3] = [
+    ("fp32", Precision::Fp32, u64::MAX),
+    ("bf16", Precision::Bf16, u64::MAX),
+    ("shards", Precision::Fp32, 8 << 10),
+];
+
+fn main() -> Result<()> {
+    let mut args = std::env::args_os().skip(1).map(PathBuf::from);
+    let out = args.next().context("usage: parity-export OUT [DIR...]")?;
+    for name in fixtures::models()? {
+        let options = LoadOptions { trainable: true, ..LoadOptions::default() };
+        let decoder =
+            Decoder::load(&fixtures::parity("models").join(&name).join("model"), &options)?;
+        for (form, dtype, shard) in FORMS {
+            let dir = out.join(format!("{name}-{form}"));
+            decoder.save(&dir, dtype, shard)?;
+            probe_model(&dir, &dir)?;
+        }
+    }
+    for (kind, beside) in [("byte-level", "llama-fp32"), ("metaspace", "mistral-fp32")] {
+        let tokenizer = Tokenizer::load(fixtures::parity(format!("tokenizers/{kind}")))?;
+        write_tokenizer(&tokenizer, &out.join(beside))?;
+    }
+    let texts = corpus::texts(400);
+    let texts = texts.iter().filter_map(|row| row["text"].as_str().map(str::to_owned));
+    let texts: Vec<String> = texts.collect();
+    let trained = Tokenizer::train_bpe(texts.into_iter(), &BpeOptions::default())?;
+    write_tokenizer(&trained, &out.join("qwen2-fp32"))?;
+    for (index, given) in args.enumerate() {
+        let dir = out.join(format!("given-{index}"));
+        take(&artifact::model_dir(&given)?, &dir)?;
+    }
+    Ok(())
+}
+
+/// Links a model directory's files into `dir` and adds probes.
+fn take(source: &Path, dir: &Path) -> Result<()> {
+    fs_err::create_dir_all(dir)?;
+    for entry in fs_err::read_dir(source)? {
+        let entry = entry?;
+        let target = fs_err::canonicalize(entry.path())?;
+        fs_err::os::unix::fs::symlink(target, dir.join(entry.file_name()))?;
+    }
+    probe_model(source, dir)?;
+    if source.join("tokenizer.json").exists() {
+        probe_tokenizer(&Tokenizer::load(source)?, dir)?;
+    }
+    Ok(())
+}
+
+/// Loads `source` afresh and writes its logits on some tokens into `dir`.
+fn probe_model(source: &Path, dir: &Path) -> Result<()> {
+    let decoder = Decoder::load(source, &LoadOptions::default())?;
+    let config = decoder.config();
+    let length = config.max_position_embeddings.min(48);
+    let ids: Vec<i64> = (0..length).map(|i| (i * i * 7 + i + 2) % config.vocab_size).collect();
+    let logits = Flat::new(&[(&ids, &ids)]).logits(&decoder)?;
+    let tensors = [("input_ids", Tensor::from_slice(&ids).unsqueeze(0)), ("logits", logits)];
+    Ok(Tensor::write_safetensors(&tensors, dir.join("probe.safetensors"))?)
+}
+
+fn write_tokenizer(tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
+    tokenizer.save(dir)?;
+    probe_tokenizer(tokenizer, dir)
+}
+
+/// Encodes the fixtures' texts.
+fn probe_tokenizer(tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
+    let rows: Vec<Value> = fixtures::json(&fixtures::parity("tokenizers/byte-level.json"))?;
+    let mut probe = Vec::new();
+    for row in rows {
+        let text = row["text"].as_str().context("a text")?;
+        probe.push(json!({ "text": text, "ids": tokenizer.encode(text, false)?.ids }));
+    }
+    fs_err::write(dir.join("probe.json"), serde_json::to_string(&probe)?)?;
+    Ok(())
+}
