@@ -1,2 +1,143 @@
-//! chat
-fn main() {}
+//! chat: a conversation with a model in the terminal, or one answer to one prompt.
+
+mod conversation;
+mod speaker;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use data::template::ChatTemplate;
+use data::tokenizer::Tokenizer;
+use model::generate::Sampling;
+use model::{Decoder, LoadOptions, Precision};
+use stage::{DeviceSpec, ErrorExt as _, Interrupt, UsageError};
+use torch_ext::device;
+
+use crate::conversation::Conversation;
+use crate::speaker::Speaker;
+
+/// Talks to a language model in the terminal, or answers one prompt.
+///
+/// Without --prompt a conversation starts: lines you type are answered, /help lists the commands.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Reads:   a Hugging Face directory, or the run directory of a stage that makes a model\n\
+                  Writes:  the answers to stdout\n\
+                  Example: chat --model runs/quickstart/sft --prompt \"강아지는 무엇을 먹어요?\""
+)]
+struct Args {
+    /// The model: a Hugging Face directory, a run directory, or a checkpoint of one.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Answer this and exit.
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// No chat template: continue the text as it stands, and print both.
+    #[arg(long)]
+    raw: bool,
+    /// The system prompt.
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    system: Option<String>,
+    /// 0 takes the most probable token each time; higher is more varied.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f64,
+    /// Sample from the K most probable tokens only.
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Sample from the fewest tokens that together have probability P.
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
+    /// Sample from tokens at least P times as probable as the most probable one.
+    #[arg(long, value_name = "P")]
+    min_p: Option<f64>,
+    /// Above 1 makes tokens that were there before less probable.
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    repetition_penalty: f64,
+    /// The most tokens of an answer.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_new_tokens: usize,
+    /// End an answer before this text; repeatable.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Decides every random choice.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// auto, cpu or cuda:N.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: DeviceSpec,
+    /// Number type the model runs in: fp32, bf16 or fp16.
+    #[arg(long, value_name = "TYPE", default_value = "fp32")]
+    precision: Precision,
+    /// Log more; -vv logs everything.
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+impl Args {
+    fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    stage::program(args.verbose, || run(&args))
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    args.sampling().check().usage()?;
+    let dir = artifact::model_dir(&args.model).usage()?;
+    let tokenizer = Tokenizer::load(&dir).usage()?;
+    let template = if args.raw { None } else { Some(template_of(&tokenizer, args)?) };
+    let device = device::resolve(&args.device.to_string()).usage()?;
+    let options = LoadOptions { device, precision: args.precision, trainable: false };
+    let decoder = Decoder::load(&dir, &options)?;
+    let interrupt = Interrupt::install()?;
+    let end_of_turn = template.as_ref().and_then(ChatTemplate::end_of_turn);
+    let mut speaker = Speaker::new(&decoder, &tokenizer, end_of_turn, args, &interrupt)?;
+    match (&template, &args.prompt) {
+        (Some(template), Some(prompt)) => {
+            let mut talk = Conversation::new(template, args.system.clone());
+            talk.answer(&mut speaker, prompt)?;
+            Ok(interrupt.check()?)
+        }
+        (None, Some(prompt)) => {
+            speaker.go_on(prompt)?;
+            Ok(interrupt.check()?)
+        }
+        (template, None) => conversation::in_terminal(&mut speaker, template.as_ref(), args),
+    }
+}
+
+/// The chat template that comes with the tokenizer.
+fn template_of(tokenizer: &Tokenizer, args: &Args) -> anyhow::Result<ChatTemplate> {
+    let shown = args.model.display();
+    let Some(source) = tokenizer.chat_template() else {
+        let error = anyhow::anyhow!("{shown}: its tokenizer has no chat template");
+        return Err(error)
+            .hint("give --raw to continue a text, or fine-tune the model with sft first")
+            .usage();
+    };
+    ChatTemplate::parse(source, tokenizer.specials().clone())
+        .map_err(|error| UsageError::new(anyhow::anyhow!("{shown}: {error}")).into())
+}
+
+/// Writes to stdout at once. A reader that went away (`| head`) is no error.
+pub(crate) fn show(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}

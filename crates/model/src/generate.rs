@@ -139,8 +139,8 @@ pub trait TextDecoder {
     fn finish(&mut self) -> String;
 }
 
-/// Makes one [`TextDecoder`] for each response.
-pub type NewTextDecoder<'a> = &'a dyn Fn() -> Box<dyn TextDecoder>;
+/// Makes one [`TextDecoder`] for each response; the decoders may borrow what lives for `'t`.
+pub type NewTextDecoder<'a, 't> = &'a dyn Fn() -> Box<dyn TextDecoder + 't>;
 
 /// A token has been sampled.
 #[derive(Debug, Clone, PartialEq)]

@@ -63,6 +63,8 @@ impl std::error::Error for Interrupted {}
 pub struct Interrupt {
     /// The signal's number, 0 for none.
     received: Arc<AtomicUsize>,
+    /// Whether the next signal ends the process.
+    last_warning: Arc<AtomicBool>,
 }
 
 impl Interrupt {
@@ -78,14 +80,13 @@ impl Interrupt {
     /// If the operating system refuses a handler.
     pub fn install() -> io::Result<Self> {
         let interrupt = Self::none();
-        let second = Arc::new(AtomicBool::new(false));
         for signal in Signal::ALL {
             let number = signal.number();
-            // In this order: the shutdown looks at `second` before the same signal sets it.
+            // In this order: the shutdown looks at the flag before the same signal sets it.
             let code = i32::from(signal.exit_code());
-            flag::register_conditional_shutdown(number, code, Arc::clone(&second))?;
+            flag::register_conditional_shutdown(number, code, Arc::clone(&interrupt.last_warning))?;
             flag::register_usize(number, Arc::clone(&interrupt.received), number as usize)?;
-            flag::register(number, Arc::clone(&second))?;
+            flag::register(number, Arc::clone(&interrupt.last_warning))?;
         }
         Ok(interrupt)
     }
@@ -99,6 +100,12 @@ impl Interrupt {
     /// Behaves from now on as if the signal had come: for tests and for stages that stop themselves.
     pub fn request(&self, signal: Signal) {
         self.received.store(signal.number() as usize, Ordering::SeqCst);
+    }
+
+    /// Forgets the signal: for programs that only end what they were doing.
+    pub fn clear(&self) {
+        self.received.store(0, Ordering::SeqCst);
+        self.last_warning.store(false, Ordering::SeqCst);
     }
 
     /// An error if a signal has come, to be returned where stopping loses nothing.
@@ -126,5 +133,7 @@ mod tests {
             interrupt.check().unwrap_err().to_string(),
             "stopped by SIGUSR1; run the same command again to go on"
         );
+        interrupt.clear();
+        assert_eq!(clone.requested(), None);
     }
 }

@@ -72,4 +72,4 @@ pub use memory::{peak_rss_bytes, rss_bytes};
 pub use metrics::Metrics;
 pub use problems::Problems;
 pub use progress::{Progress, human_bytes, human_duration};
-pub use run::{Results, Run, main, main_with};
+pub use run::{Results, Run, main, main_with, program};

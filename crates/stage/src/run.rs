@@ -54,10 +54,20 @@ pub fn main_with<C: StageConfig>(info: &Info, run: Run<C::Plan>, args: &[OsStrin
             return u8::try_from(error.exit_code()).unwrap_or(2);
         }
     };
-    logging::init(args.verbose);
+    guarded(args.verbose, || execute::<C>(info, run, &args))
+}
+
+/// Runs a program that is no stage: without a configuration and a run directory, but with the same logging, the same
+/// errors and exit codes. `verbose` as `-v` on the command line.
+pub fn program(verbose: u8, run: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
+    ExitCode::from(guarded(verbose, run))
+}
+
+/// Turns an error or a panic into a message on stderr and an exit code.
+fn guarded(verbose: u8, run: impl FnOnce() -> anyhow::Result<()>) -> u8 {
+    logging::init(verbose);
     catch_panics();
-    let outcome = panic::catch_unwind(AssertUnwindSafe(|| execute::<C>(info, run, &args)));
-    let error = match outcome {
+    let error = match panic::catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(())) => return 0,
         Ok(Err(error)) => match take_panic() {
             Some(place) => {

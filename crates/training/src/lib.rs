@@ -21,3 +21,5 @@ pub mod schedule;
 pub mod settings;
 pub mod stage_run;
 pub mod supervised;
+#[cfg(test)]
+mod testing;

@@ -45,8 +45,12 @@ impl Meter {
 
     /// Ends a step of so many tokens. The step's loss has been read, so a GPU has done its work.
     pub(crate) fn stop(&mut self, tokens: u64) {
-        let Some(started) = self.started.take() else { return };
-        let time = started.elapsed();
+        if let Some(started) = self.started.take() {
+            self.count(tokens, started.elapsed());
+        }
+    }
+
+    fn count(&mut self, tokens: u64, time: Duration) {
         self.window.add(tokens, time);
         if self.warm {
             self.total.add(tokens, time);
@@ -77,4 +81,25 @@ impl Meter {
 /// The most that was in tensors on a CUDA device; the most memory the process had on the CPU.
 pub(crate) fn peak_memory_bytes(device: Device) -> Option<u64> {
     memory::cuda_stats(device).ok().map(|stats| stats.peak_allocated).or_else(stage::peak_rss_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn throughput_is_tokens_over_the_time_of_the_steps() {
+        let mut meter = Meter::new(Device::Cpu);
+        assert_eq!((meter.take_rate(), meter.rate()), (None, None));
+        for millis in [800, 100, 100] {
+            meter.count(100, Duration::from_millis(millis));
+        }
+        assert_eq!(meter.take_rate(), Some(300.0));
+        assert_eq!(meter.take_rate(), None);
+        // The first step is not counted: it allocates.
+        assert_eq!(meter.rate(), Some(1000.0));
+        // Time without a step is nobody's.
+        meter.stop(100);
+        assert_eq!(meter.take_rate(), None);
+    }
 }

@@ -23,6 +23,11 @@ struct Row {
 
 /// The rows of the tables in docs/PAPERS.md that list equations.
 fn equations() -> Vec<Row> {
+    rows_of_tables(&["Paper", "Equation", "Function", "Deviations", "Test"])
+}
+
+/// The rows of the tables in docs/PAPERS.md with these headings.
+fn rows_of_tables(headings: &[&str]) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut inside = false;
     for (at, line) in text("docs/PAPERS.md").lines().enumerate() {
@@ -30,13 +35,8 @@ fn equations() -> Vec<Row> {
             line.trim().trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect();
         if !line.starts_with('|') {
             inside = false;
-        } else if cells[0] == "Paper" {
-            assert_eq!(
-                cells,
-                ["Paper", "Equation", "Function", "Deviations", "Test"],
-                "line {}",
-                at + 1
-            );
+        } else if cells[0] == headings[0] {
+            assert_eq!(cells, headings, "line {}", at + 1);
             inside = true;
         } else if inside && !cells[0].starts_with('-') && !cells[0].starts_with("|-") {
             rows.push(Row { line: at + 1, cells });
@@ -103,6 +103,20 @@ fn every_equation_names_a_function_and_a_test_that_exist() {
         }
     }
     none("equations without their function or test", &complaints);
+}
+
+#[test]
+fn every_subtlety_names_tests_that_exist() {
+    let rows = rows_of_tables(&["No.", "What must hold", "Test"]);
+    assert!(rows.len() >= 24, "docs/PAPERS.md lists {} subtleties", rows.len());
+    let mut complaints = Vec::new();
+    for Row { line, cells } in &rows {
+        let paths = quoted(&cells[2]);
+        assert!(!paths.is_empty(), "docs/PAPERS.md:{line}: no test in {cells:?}");
+        let missing = paths.into_iter().filter_map(missing_function);
+        complaints.extend(missing.map(|what| format!("docs/PAPERS.md:{line}: {what}")));
+    }
+    none("subtleties without their tests", &complaints);
 }
 
 #[test]

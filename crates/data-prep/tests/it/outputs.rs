@@ -326,3 +326,27 @@ max_length = 64
         ran.stdout
     );
 }
+
+#[test]
+fn tokens_lost_to_the_length_limit_are_reported() {
+    let yard = Yard::new();
+    yard.write("data/a.json", alpaca(100));
+    yard.prepare(TRAINED);
+    let lengths = |run: &str| -> Vec<usize> {
+        let split = |name: &str| rows(&yard.path(&format!("{run}/data/alpaca/{name}.parquet")));
+        [split("train"), split("validation")].concat().iter().map(|row| row.0.len()).collect()
+    };
+    let whole = lengths("run");
+    let most = whole.iter().max().unwrap() - 2;
+    let limit = format!("max_length = {most}\noverlong = \"truncate\"");
+    let config = TRAINED.replace("\"run\"", "\"cut\"").replace("max_length = 128", &limit);
+    let ran = yard.prepare(&config);
+    let records = whole.iter().filter(|length| **length > most).count();
+    let tokens = whole.iter().sum::<usize>() - lengths("cut").iter().sum::<usize>();
+    assert!(records > 0 && tokens > records);
+    let report = &yard.results("cut")["datasets"]["alpaca"];
+    assert_eq!(report["truncated_records"], records);
+    assert_eq!(report["truncated_tokens"], tokens);
+    let line = format!("{records} records truncated, {tokens} tokens lost");
+    assert!(ran.stdout.contains(&line), "{}", ran.stdout);
+}

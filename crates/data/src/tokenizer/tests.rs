@@ -392,3 +392,20 @@ fn what_cannot_be_loaded_is_named() {
     fs::write(path.join("tokenizer_config.json"), "{").unwrap();
     assert!(error(path).starts_with("DIR/tokenizer_config.json: not valid JSON: "));
 }
+
+#[test]
+fn byte_lengths_add_up_to_the_text_and_special_tokens_have_none() {
+    // The second tokenizer writes one space before each text.
+    for (tokenizer, before) in [(small(), 0), (metaspace(), 1)] {
+        let lengths = tokenizer.byte_lengths();
+        assert_eq!(lengths.len(), tokenizer.vocab_size());
+        let bytes = |ids: &[u32]| -> usize {
+            ids.iter().map(|id| usize::from(lengths[*id as usize])).sum()
+        };
+        for text in ["ab 안녕 ab", "한글 👩\u{200D}🌾!\n", "日本"] {
+            let ids = tokenizer.encode(text, true).unwrap().ids;
+            assert_eq!(bytes(&ids), before + text.len(), "{text:?}");
+        }
+        assert_eq!(bytes(&[tokenizer.bos_id().unwrap(), tokenizer.eos_id().unwrap()]), 0);
+    }
+}

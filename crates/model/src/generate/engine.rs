@@ -60,7 +60,7 @@ impl<'a> Engine<'a> {
         &mut self,
         requests: &[Request],
         stop: &StopRules,
-        text: Option<NewTextDecoder<'_>>,
+        text: Option<NewTextDecoder<'_, '_>>,
         on_token: Option<OnToken<'_>>,
     ) -> Result<Vec<Generated>> {
         self.check(requests, stop, text.is_some())?;
@@ -129,7 +129,7 @@ impl<'a> Engine<'a> {
 }
 
 /// A row being generated; its index is its slot.
-struct Row {
+struct Row<'t> {
     request: usize,
     /// Tokens in the cache.
     cached: usize,
@@ -137,30 +137,30 @@ struct Row {
     limit: usize,
     ids: Vec<i64>,
     logprobs: Vec<f32>,
-    text: Option<Text>,
+    text: Option<Text<'t>>,
     finish: Option<Finish>,
 }
 
 /// One call of [`Engine::generate`].
-struct Run<'a, 'b> {
+struct Run<'a, 'b, 't> {
     decoder: &'a Decoder,
     max_rows: usize,
     max_len: usize,
     like: (Kind, Device),
     requests: &'a [Request],
     stop: &'a StopRules,
-    new_text: Option<NewTextDecoder<'a>>,
+    new_text: Option<NewTextDecoder<'a, 't>>,
     on_token: Option<OnToken<'b>>,
     cache: Cache,
     seen: Option<Seen>,
     /// For the present rows; made anew when they change.
     settings: Option<Settings>,
     waiting: VecDeque<usize>,
-    rows: Vec<Row>,
+    rows: Vec<Row<'t>>,
     results: Vec<Option<Generated>>,
 }
 
-impl Run<'_, '_> {
+impl<'t> Run<'_, '_, 't> {
     fn run(&mut self) -> Result<()> {
         loop {
             while self.admit()? {}
@@ -214,7 +214,7 @@ impl Run<'_, '_> {
         Ok(true)
     }
 
-    fn new_row(&self, request: usize) -> Row {
+    fn new_row(&self, request: usize) -> Row<'t> {
         let Request { ids, max_new_tokens, .. } = &self.requests[request];
         Row {
             request,
@@ -337,7 +337,7 @@ impl Run<'_, '_> {
     }
 }
 
-impl Row {
+impl Row<'_> {
     /// Appends a token and decides whether the row ends.
     fn take(&mut self, id: i64, logprob: f32, stop: &StopRules) {
         self.ids.push(id);

@@ -3,15 +3,15 @@
 use super::TextDecoder;
 
 /// The text of one response.
-pub(super) struct Text {
-    decoder: Box<dyn TextDecoder>,
+pub(super) struct Text<'a> {
+    decoder: Box<dyn TextDecoder + 'a>,
     text: String,
     /// Bytes of `text` handed out so far.
     shown: usize,
 }
 
-impl Text {
-    pub(super) fn new(decoder: Box<dyn TextDecoder>) -> Self {
+impl<'a> Text<'a> {
+    pub(super) fn new(decoder: Box<dyn TextDecoder + 'a>) -> Self {
         Self { decoder, text: String::new(), shown: 0 }
     }
 

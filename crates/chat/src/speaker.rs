@@ -1,0 +1,114 @@
+//! The model's side: from ids to text on stdout, token by token.
+
+use std::io;
+use std::ops::ControlFlow;
+
+use data::tokenizer::{StreamDecoder, Tokenizer};
+use model::Decoder;
+use model::generate::{Engine, Finish, Request, Sampling, StopRules, TextDecoder};
+use stage::{ErrorExt as _, Interrupt};
+
+use crate::{Args, show};
+
+/// A model with its settings, ready to speak.
+pub(crate) struct Speaker<'a> {
+    engine: Engine<'a>,
+    pub(crate) tokenizer: &'a Tokenizer,
+    pub(crate) interrupt: &'a Interrupt,
+    context: usize,
+    max_new_tokens: usize,
+    sampling: Sampling,
+    stop: StopRules,
+}
+
+/// What was said.
+pub(crate) struct Said {
+    pub(crate) text: String,
+    pub(crate) finish: Finish,
+}
+
+/// A stream decoder as the engine wants it.
+struct Streamed<'a>(Option<StreamDecoder<'a>>);
+
+impl TextDecoder for Streamed<'_> {
+    fn push(&mut self, id: i64) -> String {
+        let piece = self.0.as_mut().map(|decoder| decoder.push(id as u32));
+        // An id that the vocabulary does not know is shown as what it is.
+        piece.and_then(Result::ok).unwrap_or_else(|| "\u{FFFD}".to_owned())
+    }
+
+    fn finish(&mut self) -> String {
+        self.0.take().and_then(|decoder| decoder.finish().ok()).unwrap_or_default()
+    }
+}
+
+impl<'a> Speaker<'a> {
+    pub(crate) fn new(
+        decoder: &'a Decoder,
+        tokenizer: &'a Tokenizer,
+        end_of_turn: Option<&str>,
+        args: &Args,
+        interrupt: &'a Interrupt,
+    ) -> anyhow::Result<Self> {
+        let context = decoder.config().max_position_embeddings as usize;
+        let own = tokenizer.stop_ids(end_of_turn).into_iter().map(i64::from);
+        let mut ids: Vec<i64> = own.chain(decoder.config().eos_token_ids.iter().copied()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(Self {
+            engine: Engine::new(decoder, 1, context)?,
+            tokenizer,
+            interrupt,
+            context,
+            max_new_tokens: args.max_new_tokens,
+            sampling: args.sampling(),
+            stop: StopRules { ids, strings: args.stop.clone() },
+        })
+    }
+
+    /// Whether a prompt of so many tokens leaves room for an answer.
+    pub(crate) fn has_room(&self, tokens: usize) -> bool {
+        tokens + self.max_new_tokens.min(self.context / 4) <= self.context
+    }
+
+    /// Continues `ids`, showing the text as it comes; a signal ends it early.
+    pub(crate) fn say(&mut self, ids: &[u32]) -> anyhow::Result<Said> {
+        let request = Request {
+            ids: ids.iter().map(|id| i64::from(*id)).collect(),
+            max_new_tokens: self.max_new_tokens,
+            sampling: self.sampling.clone(),
+        };
+        let tokenizer = self.tokenizer;
+        let new_text = || -> Box<dyn TextDecoder + '_> {
+            Box::new(Streamed(Some(tokenizer.stream_after(ids, true))))
+        };
+        let mut shown: io::Result<()> = Ok(());
+        let interrupt = self.interrupt;
+        let mut on_token = |event: model::generate::Event<'_>| {
+            shown = show(event.text);
+            if shown.is_err() || interrupt.requested().is_some() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        let said = self
+            .engine
+            .generate(&[request], &self.stop, Some(&new_text), Some(&mut on_token))
+            .hint("give a shorter prompt")?
+            .pop();
+        shown?;
+        let (text, finish) = said.map_or((None, Finish::Length), |said| (said.text, said.finish));
+        // The next answer draws other numbers, and the whole conversation is still decided by the seed.
+        self.sampling.seed = self.sampling.seed.wrapping_add(1);
+        Ok(Said { text: text.unwrap_or_default(), finish })
+    }
+
+    /// Shows a text and its continuation.
+    pub(crate) fn go_on(&mut self, text: &str) -> anyhow::Result<()> {
+        let ids = self.tokenizer.encode(text, true)?.ids;
+        show(text)?;
+        self.say(&ids)?;
+        Ok(show("\n")?)
+    }
+}

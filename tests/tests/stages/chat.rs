@@ -1,0 +1,130 @@
+//! The chat program, one-shot and as a conversation.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use temper_tests::binaries::binary;
+
+use super::*;
+
+fn chat<'a>(dir: &'a Path, arguments: &[&str]) -> Stage<'a> {
+    Stage::new("chat", dir)
+        .args(["--model", "sft", "--device", "cpu"])
+        .args(arguments.iter().copied())
+}
+
+#[test]
+fn a_prompt_is_answered_the_same_each_time() {
+    let prompt = ["--prompt", "What did Minsu find at place 0?", "--max-new-tokens", "12"];
+    let first = chat(&FINISHED, &prompt).succeed().unwrap();
+    assert!(!first.stdout.trim().is_empty() && first.stdout.ends_with('\n'), "{first}");
+    assert!(!first.stdout.contains("<|"), "{first}");
+    assert_eq!(first.stdout, chat(&FINISHED, &prompt).succeed().unwrap().stdout);
+    let sampled = |seed: u64| {
+        let seed = seed.to_string();
+        let sampling = ["--temperature", "1.5", "--seed", &seed];
+        chat(&FINISHED, &prompt).args(sampling).succeed().unwrap().stdout
+    };
+    assert_eq!(sampled(1), sampled(1));
+    assert!((2..8).any(|seed| sampled(seed) != sampled(1)));
+}
+
+#[test]
+fn raw_continues_the_text_and_prints_both() {
+    let prompt = ["--raw", "--prompt", "Minsu found number", "--max-new-tokens", "8"];
+    let outcome = chat(&FINISHED, &prompt).succeed().unwrap();
+    let continuation = outcome.stdout.strip_prefix("Minsu found number").unwrap();
+    assert!(continuation.starts_with(' ') && continuation.trim().len() > 2, "{outcome}");
+    let stopped = chat(&FINISHED, &prompt).args(["--stop", " a"]).succeed().unwrap();
+    assert!(!stopped.stdout["Minsu found number".len()..].contains(" a"), "{stopped}");
+}
+
+#[test]
+fn a_checkpoint_can_be_talked_to() {
+    let prompt = [
+        "--model",
+        "pretrain/checkpoints/step-00000060",
+        "--raw",
+        "--prompt",
+        "민수는",
+        "--max-new-tokens",
+        "4",
+    ];
+    // A checkpoint has no tokenizer of its own; it says so.
+    let outcome =
+        Stage::new("chat", &FINISHED).args(prompt).fail(2, &["no tokenizer.json in it"]).unwrap();
+    assert!(outcome.stdout.is_empty());
+}
+
+#[test]
+fn a_conversation_takes_lines_and_commands() {
+    let mut child = Command::new(binary("chat").unwrap())
+        .args(["--model", "sft", "--device", "cpu", "--max-new-tokens", "6"])
+        .current_dir(&*FINISHED)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = "지원는 1번에서 무엇을 찾았나요?\n/help\n/nonsense\n/retry\n/system Answer in English.\n/retry\n\n/quit\n";
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{stdout}");
+    assert!(stdout.contains("/reset          forget the conversation"), "{stdout}");
+    assert!(stdout.contains("unknown command /nonsense"), "{stdout}");
+    assert!(stdout.contains("nothing has been asked yet"), "{stdout}");
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn wrong_use_is_explained() {
+    let dir = &*FINISHED;
+    chat(dir, &["--temperature", "-1", "--prompt", "x"])
+        .fail(2, &["error: `temperature` is -1; it must be 0 (greedy) or above"])
+        .unwrap();
+    Stage::new("chat", dir)
+        .args(["--model", "nowhere", "--prompt", "x"])
+        .fail(2, &["error: nowhere: does not exist; give a Hugging Face model directory"])
+        .unwrap();
+    Stage::new("chat", dir)
+        .args(["--model", "data", "--prompt", "x"])
+        .fail(2, &["error: data: is the run directory of a stage that makes no model"])
+        .unwrap();
+    let long = "x ".repeat(300);
+    chat(dir, &["--prompt", &long])
+        .fail(
+            1,
+            &[
+                "leaves no room for a response in a context of 128 tokens",
+                "hint: give a shorter prompt",
+            ],
+        )
+        .unwrap();
+    chat(dir, &["--device", "cuda:7", "--prompt", "x"])
+        .fail(2, &["invalid value", "--device"])
+        .unwrap_or_else(|_| {
+            Stage::new("chat", dir)
+                .args(["--model", "sft", "--device", "cuda:7", "--prompt", "x"])
+                .fail(2, &["error: device cuda:7 is not there", "use --device cpu or auto"])
+                .unwrap()
+        });
+}
+
+#[test]
+fn a_model_without_a_chat_template_asks_for_raw() {
+    let yard = yard(&["sft"]);
+    let path = yard.path().join("sft/model/tokenizer_config.json");
+    let mut config = json(&path);
+    config.as_object_mut().unwrap().remove("chat_template");
+    fs_err::write(&path, config.to_string()).unwrap();
+    chat(yard.path(), &["--prompt", "x"])
+        .fail(
+            2,
+            &[
+                "error: sft: its tokenizer has no chat template",
+                "hint: give --raw to continue a text",
+            ],
+        )
+        .unwrap();
+}

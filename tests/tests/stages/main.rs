@@ -1,0 +1,194 @@
+//! The real binaries, stage after stage, on a tiny corpus: what they leave, that it comes out the same again, that kills
+//! and signals lose nothing, and what is said when something is wrong.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod bad_input;
+mod chat;
+mod interruption;
+mod pipeline;
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use serde_json::Value;
+use temper_tests::binaries::Stage;
+use temper_tests::corpus;
+
+const DATA_PREP: &str = r#"
+seed = 1
+out = "data"
+[tokenizer.train]
+vocab_size = 400
+[datasets.text]
+kind = "text"
+sources = ["texts.jsonl"]
+max_length = 64
+validation_fraction = 0.1
+[datasets.instructions]
+kind = "chat"
+sources = ["conversations.jsonl"]
+max_length = 96
+validation_fraction = 0.2
+"#;
+
+pub(crate) const PRETRAIN: &str = r#"
+seed = 1
+out = "pretrain"
+[model.config]
+model_type = "llama"
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 2
+num_attention_heads = 2
+max_position_embeddings = 128
+tie_word_embeddings = true
+[data]
+train = ["data/data/text/train.parquet"]
+validation = ["data/data/text/validation.parquet"]
+[train]
+steps = 60
+batch_size.tokens = 512
+micro_batch_tokens = 300
+log_every_steps = 5
+[train.optimizer]
+learning_rate = 1e-2
+max_grad_norm = 1.0
+[train.schedule.cosine]
+warmup_steps = 5
+[train.eval]
+every_steps = 20
+[train.checkpoint]
+every_steps = 4
+"#;
+
+pub(crate) const SFT: &str = r#"
+seed = 1
+out = "sft"
+[model]
+path = "pretrain"
+[data]
+train = ["data/data/instructions/train.parquet"]
+validation = ["data/data/instructions/validation.parquet"]
+[train]
+epochs = 2
+batch_size.sequences = 8
+micro_batch_tokens = 512
+dropout = 0.1
+log_every_steps = 5
+[train.optimizer]
+learning_rate = 5e-3
+[train.schedule.linear]
+warmup_ratio = 0.1
+[train.eval]
+every_steps = 10
+[train.checkpoint]
+every_steps = 5
+keep_best = true
+[samples]
+prompts = "data/data/instructions/prompts.parquet"
+max_new_tokens = 16
+"#;
+
+/// A finished data-prep, pretrain and sft, made once; tests that change something work on a copy.
+static FINISHED: LazyLock<PathBuf> = LazyLock::new(|| {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("stages");
+    let _ = fs_err::remove_dir_all(&dir);
+    fs_err::create_dir_all(&dir).unwrap();
+    let mut conversations = corpus::conversations(200);
+    for (row, record) in conversations.iter_mut().enumerate() {
+        let answer = record["messages"][1]["content"].clone();
+        record["checker"] = serde_json::json!({"exact": {"answer": answer}});
+        record["task"] = if row % 2 == 0 { "en" } else { "ko" }.into();
+    }
+    corpus::write_jsonl(&dir.join("texts.jsonl"), &corpus::texts(600)).unwrap();
+    corpus::write_jsonl(&dir.join("conversations.jsonl"), &conversations).unwrap();
+    for (name, config) in [("data-prep", DATA_PREP), ("pretrain", PRETRAIN), ("sft", SFT)] {
+        fs_err::write(dir.join(format!("{name}.toml")), config).unwrap();
+        stage(name, &dir).succeed().unwrap();
+    }
+    dir
+});
+
+/// A stage with its config in `dir`.
+pub(crate) fn stage<'a>(name: &'a str, dir: &'a Path) -> Stage<'a> {
+    Stage::new(name, dir).args(["--config", &format!("{name}.toml"), "--device", "cpu"])
+}
+
+/// A folder with copies of the configs and of some of the finished runs.
+pub(crate) fn yard(runs: &[&str]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs_err::read_dir(&*FINISHED).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if name.ends_with(".toml") || runs.contains(&name.as_str()) {
+            copy(&entry.path(), &dir.path().join(&name));
+        }
+    }
+    dir
+}
+
+fn copy(from: &Path, to: &Path) {
+    if !from.is_dir() {
+        fs_err::copy(from, to).unwrap();
+        return;
+    }
+    fs_err::create_dir_all(to).unwrap();
+    for entry in fs_err::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        copy(&entry.path(), &to.join(entry.file_name()));
+    }
+}
+
+pub(crate) fn json(path: &Path) -> Value {
+    serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap()
+}
+
+/// The `results` of a run's manifest.
+pub(crate) fn results(run: &Path) -> Value {
+    json(&run.join("manifest.json"))["results"].clone()
+}
+
+/// The lines of `metrics.jsonl` without what the clock and the machine decide.
+pub(crate) fn metrics(run: &Path) -> Vec<Value> {
+    let text = fs_err::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let timeless = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        for key in ["time", "tokens_per_second", "memory_bytes"] {
+            line.as_object_mut().unwrap().remove(key);
+        }
+        line
+    };
+    text.lines().map(timeless).collect()
+}
+
+/// Every file below `folder` with its bytes.
+pub(crate) fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs_err::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(folder).unwrap().to_owned();
+                found.push((name, fs_err::read(path).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Fails with the names of the files that differ, not with their bytes.
+#[track_caller]
+pub(crate) fn assert_same_files(a: &Path, b: &Path) {
+    let (a, b) = (files(a), files(b));
+    let names =
+        |list: &[(PathBuf, Vec<u8>)]| list.iter().map(|(n, _)| n.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&a), names(&b));
+    let differing: Vec<_> =
+        a.iter().zip(&b).filter(|(a, b)| a.1 != b.1).map(|(a, _)| &a.0).collect();
+    assert!(differing.is_empty(), "these differ: {differing:?}");
+}
