@@ -43,7 +43,7 @@ struct Args {
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     system: Option<String>,
     /// 0 takes the most probable token each time; higher is more varied.
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f64,
     /// Sample from the K most probable tokens only.
     #[arg(long, value_name = "K")]

@@ -46,20 +46,21 @@ impl Default for LoadOptions {
 pub struct Input {
     input_ids: Tensor,
     positions: Tensor,
+    /// Of the documents and the filler.
     seqlens: Seqlens,
+    tokens: i64,
 }
 
 impl Input {
     /// Number of tokens `T`.
     pub fn num_tokens(&self) -> i64 {
-        self.seqlens.total()
-    }
-
-    /// Where the documents begin and end.
-    pub fn seqlens(&self) -> &Seqlens {
-        &self.seqlens
+        self.tokens
     }
 }
+
+/// Rows are filled up to a multiple of this many tokens with a document of its own that nothing reads: matrix kernels are
+/// made for each number of rows they meet, and a run whose batches all differ would make and keep thousands of them.
+const TILE: usize = 64;
 
 /// A decoder-only transformer with its language-model head.
 #[derive(Debug)]
@@ -226,11 +227,22 @@ impl Decoder {
                 "cu_seqlens ends at {total} but there are {len} ids"
             )));
         }
+        let (mut ids, mut positions, mut cu) = (ids.to_vec(), positions.to_vec(), cu_seqlens.to_vec());
+        let tokens = ids.len();
+        let filled = tokens.next_multiple_of(TILE);
+        let room = self.config.max_position_embeddings;
+        while ids.len() < filled {
+            let filler = (filled - ids.len()).min(room as usize);
+            ids.resize(ids.len() + filler, 0);
+            positions.extend(0..filler as i64);
+            cu.push(ids.len() as i64);
+        }
         let device = self.device();
         Ok(Input {
-            input_ids: Tensor::f_from_slice(ids)?.to_device(device),
-            positions: Tensor::f_from_slice(positions)?.to_device(device),
-            seqlens,
+            input_ids: Tensor::f_from_slice(&ids)?.to_device(device),
+            positions: Tensor::f_from_slice(&positions)?.to_device(device),
+            seqlens: Seqlens::new(cu)?,
+            tokens: tokens as i64,
         })
     }
 
@@ -268,7 +280,7 @@ impl Decoder {
                 layer.forward(&hidden, rotation.as_ref(), self.training, &mut attend)?
             };
         }
-        self.final_norm.forward(&hidden)
+        self.final_norm.forward(&hidden.narrow(0, 0, input.tokens))
     }
 
     fn checkpointed(

@@ -59,7 +59,7 @@ fn command(info: &Info) -> Command {
         .arg(
             flag("set", "KEY=VALUE")
                 .action(ArgAction::Append)
-                .help("Sets a key of the configuration, for instance train.lr=3e-5; repeatable"),
+                .help("Sets a key of the configuration, for instance seed=7; repeatable"),
         )
         .arg(
             flag("out", "DIR")
@@ -129,7 +129,7 @@ mod tests {
         about: "Fine-tunes a language model on instructions.",
         reads: "a model and token rows",
         writes: "a model",
-        example: "sft --config configs/sft.toml --set train.lr=3e-5",
+        example: "sft --config configs/sft.toml --set seed=7",
     };
 
     fn parse_words(words: &str) -> Result<Args, clap::Error> {
@@ -163,7 +163,7 @@ mod tests {
     fn wrong_usage_has_exit_code_2_and_says_what_is_wrong() {
         for (words, expected) in [
             ("--lr 3", "error: unexpected argument '--lr' found"),
-            ("--set lr", "error: --set lr: expected KEY=VALUE, for instance --set train.lr=3e-5"),
+            ("--set lr", "error: --set lr: expected KEY=VALUE, for instance --set seed=7"),
             ("--set =3", "error: --set =3: the key is empty; expected KEY=VALUE"),
             (
                 "--set a..b=3",

@@ -7,8 +7,8 @@ use crate::{Result, TorchError, ffi, generator};
 
 const OP: &str = "checkpoint";
 
-/// `f(inputs)` without keeping its activations: backward runs `f` again (Chen et al. 2016, arXiv
-/// 1604.06174).
+/// `f(inputs)` without keeping its activations: backward runs `f` again (Chen et al. 2016,
+/// arXiv:1604.06174, section 3).
 ///
 /// `f` gets `inputs` (in forward as given, in backward as detached leaves) and may use other
 /// tensors it owns shallow clones of. Those that require a gradient must be listed in `params`;

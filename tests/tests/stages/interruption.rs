@@ -3,28 +3,29 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use temper_tests::binaries::Running;
+
 use super::*;
 
 /// Kills in the test suite; `TEMPER_KILLS=20` makes it as many as one likes.
 const KILLS: u64 = 5;
 
-/// Moments that look random and are the same in every run.
-fn moments(count: u64) -> impl Iterator<Item = Duration> {
+/// Numbers from 0 to 1 that look random and are the same in every run.
+fn moments(count: u64) -> impl Iterator<Item = f64> {
     (1..=count).map(|n| {
         let mixed = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (n << 7);
-        Duration::from_micros(mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 44)
+        (mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 44) as f64 / f64::from(1 << 20)
     })
 }
 
-/// How long a run takes from its first checkpoint to its end.
-fn pace(name: &str, dir: &Path, run: &str) -> Duration {
-    let mut running = stage(name, dir).args(["--out", run]).start().unwrap();
-    let checkpoints = dir.join(run).join("checkpoints");
-    running.wait_until(|| checkpoints.exists()).unwrap();
-    let started = Instant::now();
+/// How long a run takes to its first checkpoint, and from there to its end.
+fn pace(running: Running, run: &Path) -> (Duration, Duration) {
+    let (mut running, started) = (running, Instant::now());
+    running.wait_until(|| checkpoints(run) > 0).unwrap();
+    let first = started.elapsed();
     let outcome = running.finish().unwrap();
     assert_eq!(outcome.code(), Some(0), "{outcome}");
-    started.elapsed()
+    (first, started.elapsed() - first)
 }
 
 fn survives_kills(name: &str, set: &[&str]) {
@@ -43,34 +44,22 @@ fn survives_kills(name: &str, set: &[&str]) {
         let out = ["--out", run].map(str::to_owned);
         stage(name, dir).args(out).args(set.iter().copied())
     };
-    command("straight").succeed().unwrap();
-    let whole = pace(name, dir, "paced").as_secs_f64();
-
+    let (start, rest) = pace(command("straight").start().unwrap(), &dir.join("straight"));
     let kills =
         std::env::var("TEMPER_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
-    let (mut resumed, mut left_over) = (0, 0);
+    let run = dir.join("killed");
+    let (mut resumed, mut half_written) = (0, 0);
     for moment in moments(kills) {
         let mut running = command("killed").start().unwrap();
-        let checkpoints = dir.join("killed/checkpoints");
-        let newest = || fs_err::read_dir(&checkpoints).map_or(0, |found| found.count());
-        let before = newest();
-        // From shortly before the first step on, within the time that this kill's share of the run takes.
-        running
-            .wait_until(|| dir.join("killed/metrics.jsonl").exists() && newest() >= before.min(1))
-            .unwrap();
-        sleep(moment.mul_f64(whole / kills as f64).min(Duration::from_secs(5)));
+        // Anywhere in its start or in its share of the run.
+        sleep((start + rest / kills as u32).mul_f64(moment));
         if running.ended().unwrap() {
             break;
         }
         running.kill().unwrap();
-        resumed += u64::from(newest() > 0);
-        left_over += fs_err::read_dir(&checkpoints).map_or(0, |found| {
-            found
-                .filter(|entry| {
-                    entry.as_ref().unwrap().file_name().to_string_lossy().starts_with('.')
-                })
-                .count()
-        });
+        resumed += u64::from(checkpoints(&run) > 0);
+        let all = fs_err::read_dir(run.join("checkpoints")).map_or(0, Iterator::count);
+        half_written += all - checkpoints(&run);
     }
     let last = command("killed").succeed().unwrap();
     assert!(
@@ -78,7 +67,7 @@ fn survives_kills(name: &str, set: &[&str]) {
         "no kill hit a run with a checkpoint\n{last}"
     );
     println!(
-        "{name}: {kills} kills, {resumed} with a checkpoint, {left_over} half-written ones left and swept"
+        "{name}: {kills} kills, {resumed} of them with a checkpoint, {half_written} half-written"
     );
     assert_same_files(&dir.join("killed/model"), &dir.join("straight/model"));
     assert_eq!(metrics(&dir.join("killed")), metrics(&dir.join("straight")));
@@ -114,7 +103,7 @@ fn a_signal_saves_and_the_exit_code_tells_which() {
         let log = dir.join("pretrain/metrics.jsonl");
         let lines = || fs_err::read_to_string(&log).map_or(0, |text| text.lines().count());
         let before = lines();
-        assert!(running.wait_until(|| lines() > before.max(0)).unwrap(), "it ended too soon");
+        assert!(running.wait_until(|| lines() > before).unwrap(), "it ended too soon");
         running.signal(signal).unwrap();
         let outcome = running.finish().unwrap();
         assert_eq!(outcome.code(), Some(code), "{outcome}");

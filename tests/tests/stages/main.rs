@@ -162,6 +162,13 @@ pub(crate) fn metrics(run: &Path) -> Vec<Value> {
     text.lines().map(timeless).collect()
 }
 
+/// How many whole checkpoints a run has.
+pub(crate) fn checkpoints(run: &Path) -> usize {
+    let Ok(entries) = fs_err::read_dir(run.join("checkpoints")) else { return 0 };
+    let hidden = |name: std::ffi::OsString| name.to_string_lossy().starts_with('.');
+    entries.filter(|entry| !hidden(entry.as_ref().unwrap().file_name())).count()
+}
+
 /// Every file below `folder` with its bytes.
 pub(crate) fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();

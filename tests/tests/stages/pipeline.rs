@@ -158,7 +158,7 @@ fn check_prints_the_plan_and_touches_nothing() {
     let yard = yard(&["data"]);
     let outcome = stage("pretrain", yard.path()).args(["--check"]).succeed().unwrap();
     for part in [
-        "model       llama, 29344 parameters, 2 layers of width 32\n",
+        "model       llama, 33440 parameters, 2 layers of width 32\n",
         "tokenizer   data/tokenizer\n",
         "data        ",
         "validation  ",

@@ -129,7 +129,7 @@ fn list(language: Language, split: Split, rng: &mut Rng) -> String {
     let say = |template: (&str, &str), slots: Slots| {
         capitalised(&fill(language.of(template), language, &slots))
     };
-    match rng.random_range(0..5) {
+    match rng.random_range(0..6) {
         0 | 1 => {
             let (list, sorted) = split.trained(rng, numbers_in_order, |(_, sorted)| sorted.clone());
             let template = (

@@ -8,7 +8,7 @@ use toml::{Table, Value};
 /// One change to a configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Override {
-    /// The flag as typed, for messages: `--set train.lr=3e-5`.
+    /// The flag as typed, for messages: `--set seed=7`.
     pub flag: String,
     /// The dotted key; a number is an index into a list.
     pub key: String,
@@ -25,7 +25,7 @@ impl Override {
     pub fn parse(text: &str) -> Result<Self, String> {
         let flag = format!("--set {text}");
         let Some((key, value)) = text.split_once('=') else {
-            return Err(format!("{flag}: expected KEY=VALUE, for instance --set train.lr=3e-5"));
+            return Err(format!("{flag}: expected KEY=VALUE, for instance --set seed=7"));
         };
         let key = key.trim();
         if key.is_empty() {
