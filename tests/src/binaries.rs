@@ -101,7 +101,7 @@ impl<'a> Stage<'a> {
     /// If it cannot be started.
     pub fn run(&self) -> Result<Outcome> {
         let output = self.command()?.output().with_context(|| self.name.to_owned())?;
-        Ok(self.outcome(output))
+        Ok(self.outcome(&output))
     }
 
     /// Runs it and expects success.
@@ -139,7 +139,7 @@ impl<'a> Stage<'a> {
         Ok(Running { child: Some(child), command: self.describe() })
     }
 
-    fn outcome(&self, output: Output) -> Outcome {
+    fn outcome(&self, output: &Output) -> Outcome {
         Outcome::new(self.describe(), output)
     }
 
@@ -149,7 +149,7 @@ impl<'a> Stage<'a> {
 }
 
 impl Outcome {
-    fn new(command: String, output: Output) -> Self {
+    fn new(command: String, output: &Output) -> Self {
         Self {
             command,
             status: output.status,
@@ -222,11 +222,7 @@ impl Running {
             if self.ended()? {
                 return Ok(false);
             }
-            ensure!(
-                start.elapsed() < Duration::from_secs(120),
-                "{}: nothing happens",
-                self.command
-            );
+            ensure!(start.elapsed() < Duration::from_mins(2), "{}: nothing happens", self.command);
             sleep(Duration::from_millis(5));
         }
         Ok(!self.ended()?)
@@ -260,7 +256,7 @@ impl Running {
     /// If the system cannot tell.
     pub fn finish(mut self) -> Result<Outcome> {
         let child = self.child.take().context("already ended")?;
-        Ok(Outcome::new(self.command.clone(), child.wait_with_output()?))
+        Ok(Outcome::new(self.command.clone(), &child.wait_with_output()?))
     }
 }
 

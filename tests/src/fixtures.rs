@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 
 /// The root of the checkout.
+///
+/// # Panics
+/// Never: this crate lies in the checkout.
 pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .parent()

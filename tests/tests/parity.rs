@@ -13,6 +13,8 @@ use temper_tests::close::{
 };
 use temper_tests::fixtures::{self, Tensors};
 use temper_tests::flat::{Flat, IGNORED};
+use torch_ext::foreach;
+use training::optimizer::{AdamW, clip_factor};
 
 /// One model fixture.
 struct Fixture {
@@ -202,6 +204,42 @@ fn every_gradient_is_that_of_torch() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn weights_after_adamw_steps_are_those_of_torch() -> Result<()> {
+    for fixture in Fixture::all()? {
+        let number = |key: &str| fixture.number(&format!("/train/{key}"));
+        let settings = training::settings::Optimizer {
+            learning_rate: number("lr"),
+            weight_decay: number("weight_decay"),
+            adam_beta1: number("betas/0"),
+            adam_beta2: number("betas/1"),
+            adam_epsilon: number("eps"),
+            max_grad_norm: Some(number("max_grad_norm")),
+        };
+        let first = Tensors::read(&fixture.model_dir().join("model.safetensors"))?;
+        let mut decoder = fixture.load(Precision::Fp32, true)?;
+        let optimizer = AdamW::new(&decoder.params_mut().trainable(), &settings);
+        let batch = fixture.batch("padded")?;
+        for step in 0..3 {
+            let what = format!("{} step {step}", fixture.name);
+            let loss = batch.backward(&mut decoder)?;
+            close_number(&format!("{what} loss"), loss, number(&format!("loss/{step}")), LOSS)?;
+            let trainable = decoder.params_mut().trainable();
+            let grads: Vec<&Tensor> = trainable.iter().map(|weight| &weight.grad).collect();
+            let norm = foreach::norm(&grads)?.double_value(&[]);
+            let want = number(&format!("grad_norm/{step}"));
+            close_number(&format!("{what} norm"), norm, want, GRADIENT)?;
+            foreach::mul_(&grads, clip_factor(norm, settings.max_grad_norm))?;
+            optimizer.step(&trainable, 1.0)?;
+            if step != 1 {
+                let (worst, unspecified) = assert_weights(&fixture, &decoder, &first, step + 1)?;
+                report(&what, &[("weight", worst), ("unspecified", unspecified as f64)]);
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Compares weights after AdamW steps. Where the true gradient is 0 (the bias of GPT-2's keys: softmax does not see it), Adam
 /// turns rounding into steps of the learning rate, in transformers as well: such elements are only bounded.
 fn assert_weights(
@@ -344,7 +382,7 @@ fn leaking_would_show(
 }
 
 #[test]
-fn a_documents_first_token_and_its_prompt_are_no_targets() -> Result<()> {
+fn a_documents_first_token_and_its_prompt_are_no_targets() {
     let flat = Flat::new(&[(&[5, 6, 7], &[5, 6, 7]), (&[8, 9, 3], &[IGNORED, IGNORED, 3])]);
     assert_eq!(flat.target_rows, [0, 1, 4]);
     assert_eq!(flat.target_ids, [6, 7, 3]);
@@ -355,7 +393,6 @@ fn a_documents_first_token_and_its_prompt_are_no_targets() -> Result<()> {
         (alone[1].target_rows.as_slice(), alone[1].target_ids.as_slice()),
         (&[1][..], &[3][..])
     );
-    Ok(())
 }
 
 /// Root of the mean squared difference.

@@ -431,7 +431,7 @@ impl Builder {
                 });
             }
             Self::Float32(builder) => {
-                builder.append_option(cell.as_f64().map(|value| value as f32))
+                builder.append_option(cell.as_f64().map(|value| value as f32));
             }
             Self::Float64(builder) => builder.append_option(cell.as_f64()),
             Self::Bool(builder) => {

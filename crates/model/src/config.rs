@@ -16,7 +16,7 @@ pub use rope::{Rope, RopeScaling};
 /// The families of models that this crate computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Architecture {
-    /// GPT-2 and DialoGPT: learned positions, `LayerNorm`, Conv1D weights.
+    /// GPT-2 and DialoGPT: learned positions, `LayerNorm`, `Conv1D` weights.
     Gpt2,
     /// Llama 1, 2, 3.
     Llama,
@@ -94,6 +94,7 @@ impl Dropout {
 ///
 /// Made by [`from_dir`](Self::from_dir) or [`from_json`](Self::from_json) only, so that what it holds is consistent.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "config.json has them")]
 #[non_exhaustive]
 pub struct ModelConfig {
     /// The family.

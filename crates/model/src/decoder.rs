@@ -44,7 +44,7 @@ impl Default for LoadOptions {
 /// A flat row of documents, checked against a model by [`Decoder::input`].
 #[derive(Debug)]
 pub struct Input {
-    input_ids: Tensor,
+    ids: Tensor,
     positions: Tensor,
     /// Of the documents and the filler.
     seqlens: Seqlens,
@@ -227,7 +227,8 @@ impl Decoder {
                 "cu_seqlens ends at {total} but there are {len} ids"
             )));
         }
-        let (mut ids, mut positions, mut cu) = (ids.to_vec(), positions.to_vec(), cu_seqlens.to_vec());
+        let (mut ids, mut positions, mut cu) =
+            (ids.to_vec(), positions.to_vec(), cu_seqlens.to_vec());
         let tokens = ids.len();
         let filled = tokens.next_multiple_of(TILE);
         let room = self.config.max_position_embeddings;
@@ -239,7 +240,7 @@ impl Decoder {
         }
         let device = self.device();
         Ok(Input {
-            input_ids: Tensor::f_from_slice(&ids)?.to_device(device),
+            ids: Tensor::f_from_slice(&ids)?.to_device(device),
             positions: Tensor::f_from_slice(&positions)?.to_device(device),
             seqlens: Seqlens::new(cu)?,
             tokens: tokens as i64,
@@ -269,7 +270,7 @@ impl Decoder {
     /// Hidden states `[T, D]` after the final norm, in the compute precision.
     pub fn hidden(&self, input: &Input) -> Result<Tensor> {
         let rotation = self.rotation(&input.positions);
-        let mut hidden = self.embed(&input.input_ids, &input.positions, self.training);
+        let mut hidden = self.embed(&input.ids, &input.positions, self.training);
         for layer in &self.layers {
             hidden = if self.checkpointing {
                 self.checkpointed(layer, &hidden, rotation.as_ref(), &input.seqlens)?
@@ -336,7 +337,7 @@ impl Decoder {
         let look_up = |table: &Tensor, ids| Tensor::embedding(table, ids, -1, false, false);
         let mut hidden = look_up(&self.embedding, input_ids);
         if let Some(table) = &self.position_embedding {
-            hidden = hidden + look_up(table, positions);
+            hidden += look_up(table, positions);
         }
         if training && self.config.dropout.embedding > 0.0 {
             hidden = hidden.dropout(self.config.dropout.embedding, true);

@@ -66,7 +66,7 @@ impl StageConfig for Config {
         if let (Some(texts), Some(start)) = (&texts, &start) {
             match start {
                 Start::Fresh(config) => {
-                    texts.check_model("model.config", config, None, &mut problems)
+                    texts.check_model("model.config", config, None, &mut problems);
                 }
                 Start::Model { dir, config } => {
                     texts.check_model("model.path", config, Some(dir), &mut problems);

@@ -196,7 +196,7 @@ mod tests {
         (x.matmul(w) + b).gelu("none").dropout(0.3, true) + x
     }
 
-    fn owned<'a>(tensors: &[&'a Tensor]) -> Vec<Tensor> {
+    fn owned(tensors: &[&Tensor]) -> Vec<Tensor> {
         tensors.iter().map(|t| t.shallow_clone()).collect()
     }
 
@@ -312,13 +312,13 @@ mod tests {
 
     #[test]
     fn it_runs_once_forward_and_once_backward_and_lets_go() {
-        let _lock = generator_lock();
         struct Count(Arc<AtomicUsize>, Arc<AtomicUsize>);
         impl Drop for Count {
             fn drop(&mut self) {
                 self.1.fetch_add(1, Ordering::SeqCst);
             }
         }
+        let _lock = generator_lock();
         let (runs, drops) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let make = |x: &Tensor| {
             let count = Count(runs.clone(), drops.clone());

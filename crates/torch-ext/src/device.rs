@@ -106,9 +106,8 @@ pub fn resolve(spec: &str) -> Result<Device, DeviceError> {
         }
     };
     match spec {
-        "cpu" => Ok(Device::Cpu),
-        "auto" if load_cuda().devices() > 0 => Ok(Device::Cuda(0)),
-        "auto" => Ok(Device::Cpu),
+        "auto" if load_cuda().devices() > 0 => cuda(0),
+        "auto" | "cpu" => Ok(Device::Cpu),
         "cuda" => cuda(0),
         _ => match spec.strip_prefix("cuda:").map(str::parse) {
             Some(Ok(index)) => cuda(index),

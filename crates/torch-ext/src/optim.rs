@@ -144,7 +144,7 @@ mod tests {
     }
 
     fn step(states: &[State], options: &AdamWOptions, scaling: Scaling<'_>) -> Result<()> {
-        fn list<'a>(s: &'a [State], f: fn(&State) -> &Tensor) -> Vec<&'a Tensor> {
+        fn list(s: &[State], f: fn(&State) -> &Tensor) -> Vec<&Tensor> {
             s.iter().map(f).collect()
         }
         let (p, g) = (list(states, |s| &s.param), list(states, |s| &s.grad));

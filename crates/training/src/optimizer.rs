@@ -140,6 +140,17 @@ impl AdamW {
     }
 }
 
+/// The factor that brings gradients of L2 norm `norm` down to `max_norm`; 1 where they are within it or it is absent.
+///
+/// Paper: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", arXiv:1211.5063, algorithm 1.
+///
+/// # Deviations
+/// 1e-6 is added to the norm, as in PyTorch.
+#[must_use]
+pub fn clip_factor(norm: f64, max_norm: Option<f64>) -> f64 {
+    max_norm.map_or(1.0, |most| (most / (norm + 1e-6)).min(1.0))
+}
+
 /// The dynamic loss scale of fp16 training (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2).
 ///
 /// The loss is multiplied by `scale` before the backward pass and gradients divided by it before they are used. An
@@ -266,6 +277,13 @@ mod tests {
     fn other_parameters_than_at_the_start_are_refused() {
         let optimizer = AdamW::new(&weights(), &settings());
         assert!(optimizer.step(&weights()[..1], 1.0).is_err());
+    }
+
+    #[test]
+    fn gradients_are_scaled_down_to_the_norm_and_never_up() {
+        assert!((clip_factor(4.0, Some(1.0)) - 0.25).abs() < 1e-6);
+        assert_eq!((clip_factor(0.5, Some(1.0)), clip_factor(9.0, None)), (1.0, 1.0));
+        assert_eq!(clip_factor(0.0, Some(1.0)), 1.0);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::checkpoint;
 use crate::evaluate::{EvalResult, Validation, evaluate};
 use crate::loss::LossFn;
 use crate::meter::Meter;
-use crate::optimizer::{AdamW, LossScale};
+use crate::optimizer::{AdamW, LossScale, clip_factor};
 use crate::settings::Train;
 
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -205,8 +205,7 @@ impl<'a> Run<'a> {
         let finite = norm.is_finite() && loss.is_finite();
         let factor = settings.schedule.factor(self.state.step, self.plan.total_steps);
         if finite {
-            let clip = settings.optimizer.max_grad_norm.map_or(1.0, |most| most / (norm + 1e-6));
-            let shrink = clip.min(1.0) / loss_scale.scale;
+            let shrink = clip_factor(norm, settings.optimizer.max_grad_norm) / loss_scale.scale;
             if shrink < 1.0 {
                 foreach::mul_(&grads, shrink)?;
             }

@@ -121,7 +121,8 @@ pub(crate) fn yard(runs: &[&str]) -> tempfile::TempDir {
     for entry in fs_err::read_dir(&*FINISHED).unwrap() {
         let entry = entry.unwrap();
         let name = entry.file_name().into_string().unwrap();
-        if name.ends_with(".toml") || runs.contains(&name.as_str()) {
+        let is_config = entry.path().extension().is_some_and(|extension| extension == "toml");
+        if is_config || runs.contains(&name.as_str()) {
             copy(&entry.path(), &dir.path().join(&name));
         }
     }

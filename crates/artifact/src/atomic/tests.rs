@@ -28,7 +28,7 @@ fn a_failing_writer_leaves_the_old_file_and_no_temporary() {
     let path = dir.path().join("a.txt");
     write_bytes(&path, b"old").unwrap();
     let error = write(&path, |out| {
-        out.write_all(&[b'x'; 1 << 20])?;
+        out.write_all(&vec![b'x'; 1 << 20])?;
         Err(io::Error::other("the model has a hole"))
     });
     assert_eq!(error.unwrap_err().to_string(), "the model has a hole");
@@ -176,11 +176,11 @@ const CHILD: &str = "TEMPER_TEST_ATOMIC_CHILD";
 fn child_that_never_commits() {
     let Some(root) = std::env::var_os(CHILD).map(PathBuf::from) else { return };
     let mut file = AtomicFile::create(root.join("weights")).unwrap();
-    file.write_all(&[1; 100_000]).unwrap();
+    file.write_all(&vec![1; 100_000]).unwrap();
     let dir = AtomicDir::create(root.join("step")).unwrap();
     fill(&dir, &[("half", "half")]);
     println!("\nREADY");
-    std::thread::sleep(std::time::Duration::from_secs(60));
+    std::thread::sleep(std::time::Duration::from_mins(1));
 }
 
 #[test]

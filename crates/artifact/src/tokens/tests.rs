@@ -87,7 +87,7 @@ fn counts_are_those_of_the_rows() {
 #[test]
 fn many_short_rows_make_groups_of_bounded_length() {
     let file = File::new();
-    let rows: Vec<_> = (0..GROUP_ROWS as u32 + 1).map(|row| example(row, 2)).collect();
+    let rows: Vec<_> = (0..=(GROUP_ROWS as u32)).map(|row| example(row, 2)).collect();
     file.write(&rows);
     let reader = TokenReader::open(file.path()).unwrap();
     assert_eq!(reader.num_row_groups(), 2);

@@ -100,7 +100,7 @@ fn other_activations_follow_their_formulas() {
                     let _ = weight.fill_(value);
                 }
                 if name.ends_with("mlp.c_proj.weight") {
-                    weight.narrow(1, 0, 1).fill_(1.0 / 64.0);
+                    let _ = weight.narrow(1, 0, 1).fill_(1.0 / 64.0);
                 }
             }
         });
@@ -154,9 +154,9 @@ fn gradients_equal_finite_differences() {
             // Along the gradient itself the slope is its norm: one direction tests every entry.
             let norm = grad.norm().double_value(&[]);
             let step = 2e-3;
-            let mut loss = |factor: f64| {
+            let loss = |factor: f64| {
                 let mut weight = decoder.params().get(name).unwrap();
-                no_grad(|| weight.g_add_(&(grad * (factor / norm))));
+                let _ = no_grad(|| weight.g_add_(&(grad * (factor / norm))));
                 let hidden = decoder.hidden(&row(&decoder, &ids, &lens)).unwrap();
                 (decoder.logits(&hidden) * &probe).sum(Kind::Double).double_value(&[])
             };
@@ -323,10 +323,10 @@ fn steps_below_bf16s_resolution_reach_the_master_and_in_the_end_the_compute_copy
     let mut decoder = tiny(Architecture::Llama, &options);
     let name = "model.norm.weight";
     let compute = decoder.final_norm.weight.shallow_clone();
-    no_grad(|| decoder.params().get(name).unwrap().fill_(1.0));
+    let _ = no_grad(|| decoder.params().get(name).unwrap().fill_(1.0));
     decoder.params_mut().refresh_compute();
     for _ in 0..10_000 {
-        no_grad(|| decoder.params().get(name).unwrap().g_add_scalar_(1e-6));
+        let _ = no_grad(|| decoder.params().get(name).unwrap().g_add_scalar_(1e-6));
     }
     let master = decoder.params().get(name).unwrap().double_value(&[0]);
     assert!((master - 1.01).abs() < 1e-3, "{master}");

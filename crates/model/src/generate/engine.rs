@@ -186,7 +186,8 @@ impl<'t> Run<'_, '_, 't> {
                 break;
             }
             tokens += prompt;
-            (free.pop_front(), self.waiting.pop_front());
+            free.pop_front();
+            self.waiting.pop_front();
             let row = self.new_row(request);
             if row.limit == 0 {
                 self.results[request] = Some(row.into_result(self.stop));

@@ -5,14 +5,14 @@ use super::TextDecoder;
 /// The text of one response.
 pub(super) struct Text<'a> {
     decoder: Box<dyn TextDecoder + 'a>,
-    text: String,
-    /// Bytes of `text` handed out so far.
+    all: String,
+    /// Bytes of `all` handed out so far.
     shown: usize,
 }
 
 impl<'a> Text<'a> {
     pub(super) fn new(decoder: Box<dyn TextDecoder + 'a>) -> Self {
-        Self { decoder, text: String::new(), shown: 0 }
+        Self { decoder, all: String::new(), shown: 0 }
     }
 
     /// Takes a token. True if its text completes a stop string; the text then ends before that string.
@@ -28,29 +28,29 @@ impl<'a> Text<'a> {
     }
 
     fn append(&mut self, piece: &str, stops: &[String]) -> bool {
-        let before = self.text.len();
-        self.text.push_str(piece);
+        let before = self.all.len();
+        self.all.push_str(piece);
         // A match that ends in the new piece starts at most this far back; bytes, since any boundary may be cut.
         let longest = stops.iter().map(String::len).max().unwrap_or(0);
         let from = (before + 1).saturating_sub(longest);
-        let tail = &self.text.as_bytes()[from.min(self.text.len())..];
+        let tail = &self.all.as_bytes()[from.min(self.all.len())..];
         let found = stops.iter().filter_map(|stop| find(tail, stop.as_bytes())).min();
         if let Some(at) = found {
-            self.text.truncate(from + at);
+            self.all.truncate(from + at);
         }
         found.is_some()
     }
 
     /// New text that no later token can turn into part of a stop string; with `last` all that is left.
     pub(super) fn take_shown(&mut self, stops: &[String], last: bool) -> &str {
-        let held = if last { 0 } else { held_back(&self.text, stops) };
-        let (from, to) = (self.shown, (self.text.len() - held).max(self.shown));
+        let held = if last { 0 } else { held_back(&self.all, stops) };
+        let (from, to) = (self.shown, (self.all.len() - held).max(self.shown));
         self.shown = to;
-        &self.text[from.min(to)..to]
+        &self.all[from.min(to)..to]
     }
 
     pub(super) fn into_string(self) -> String {
-        self.text
+        self.all
     }
 }
 

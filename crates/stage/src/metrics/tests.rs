@@ -22,7 +22,7 @@ fn lines(run: &RunDir) -> Vec<Value> {
     text.lines().map(parse).collect()
 }
 
-fn event_files(dir: &Path) -> Vec<std::path::PathBuf> {
+fn event_files(dir: &Path) -> Vec<PathBuf> {
     let mut files: Vec<_> = fs_err::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
     files
@@ -118,7 +118,7 @@ fn masked_crc(bytes: &[u8]) -> u32 {
         }
     }
     let crc = !crc;
-    ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8)
+    crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
 /// The events of a file, by hand: length, its CRC, data, its CRC.
@@ -149,7 +149,7 @@ fn get(fields: &[(u64, Vec<u8>)], field: u64) -> Vec<u8> {
 #[test]
 fn the_checksum_is_crc32c() {
     // RFC 3720, B.4: 32 bytes of zeros have the CRC 0x8a9136aa; "123456789" has 0xe3069283.
-    let mask = |crc: u32| ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8);
+    let mask = |crc: u32| crc.rotate_right(15).wrapping_add(0xa282_ead8);
     assert_eq!(masked_crc(&[0; 32]), mask(0x8a91_36aa));
     assert_eq!(masked_crc(b"123456789"), mask(0xe306_9283));
     assert_eq!(tensorboard::masked_crc(&[0; 32]), mask(0x8a91_36aa));

@@ -52,6 +52,7 @@ const INFO: Info = Info {
     example: "count --set rows=3",
 };
 
+#[expect(clippy::needless_pass_by_value, reason = "the signature that main_with calls")]
 fn work(ctx: &mut Context, plan: Config) -> anyhow::Result<Results> {
     if let Some(path) = &plan.input {
         ctx.input("train", path)?;
@@ -81,7 +82,7 @@ fn work(ctx: &mut Context, plan: Config) -> anyhow::Result<Results> {
                 std::thread::sleep(Duration::from_millis(5));
             }
             println!("\nASKED");
-            std::thread::sleep(Duration::from_secs(60));
+            std::thread::sleep(Duration::from_mins(1));
         }
         _ => {}
     }
