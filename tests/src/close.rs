@@ -54,6 +54,9 @@ pub fn close(what: &str, got: &Tensor, want: &Tensor, tolerance: Tolerance) -> R
     if want.numel() == 0 {
         return Ok(0.0);
     }
+    if want.dim() == 0 {
+        return close(what, &got.view(1), &want.view(1), tolerance);
+    }
     let (got, want) = (got.detach().to_kind(Kind::Double), want.detach().to_kind(Kind::Double));
     ensure!(
         bool::try_from(got.isfinite().all())?,

@@ -15,6 +15,7 @@ use parquet::arrow::arrow_reader::{
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
+use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::properties::WriterProperties;
 use parquet::file::reader::{ChunkReader, Length};
 
@@ -86,6 +87,7 @@ impl ParquetSource {
         let file = SharedFile { len: meta.len(), file: Arc::new(file) };
         let footer = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())
             .map_err(|e| fault(path, &e))?;
+        check_places(path, &footer, file.len)?;
         Ok(Self { path: path.to_path_buf(), file, footer })
     }
 
@@ -145,6 +147,21 @@ impl ParquetSource {
     pub(crate) fn schema_error(&self, what: String, advice: &str) -> Error {
         Error::Schema { path: self.path.clone(), what, advice: advice.to_owned() }
     }
+}
+
+/// Refuses a footer that places columns where they cannot be: the library would panic when it came to read them.
+fn check_places(path: &Path, footer: &ArrowReaderMetadata, len: u64) -> Result<()> {
+    for column in footer.metadata().row_groups().iter().flat_map(RowGroupMetaData::columns) {
+        let start = column.dictionary_page_offset().unwrap_or_else(|| column.data_page_offset());
+        let size = column.compressed_size();
+        let end = u64::try_from(start).ok().zip(u64::try_from(size).ok());
+        if end.and_then(|(start, size)| start.checked_add(size)).is_none_or(|end| end > len) {
+            let what =
+                format!("a column is said to take {size} bytes from {start} of a file of {len}");
+            return Err(Error::Parquet { path: path.to_path_buf(), what });
+        }
+    }
+    Ok(())
 }
 
 /// An error of the Parquet library as ours; an I/O error inside it keeps its own words.

@@ -133,6 +133,19 @@ impl RunDir {
         self.root.join(SAMPLES)
     }
 
+    /// The file whose lock a running stage holds.
+    pub fn lock_path(&self) -> PathBuf {
+        self.root.join(".lock")
+    }
+
+    /// Removes `samples.parquet` where an earlier run left one.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn remove_samples(&self) -> io::Result<()> {
+        remove(&self.samples_path())
+    }
+
     /// Whether the run ended well: it has a manifest.
     pub fn is_finished(&self) -> bool {
         self.manifest_path().is_file()
@@ -227,7 +240,7 @@ pub(crate) fn is_config(path: &Path) -> bool {
 
 fn remove(path: &Path) -> io::Result<()> {
     match path.symlink_metadata() {
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(meta) if meta.is_dir() => atomic::remove_dir(path),
         Ok(_) => fs::remove_file(path),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e),

@@ -48,20 +48,23 @@ impl<'a> Conversation<'a> {
     /// The ids of the conversation; its oldest exchanges are left out, and forgotten, where it has outgrown the context.
     fn prompt_that_fits(&mut self, speaker: &Speaker<'_>) -> anyhow::Result<Vec<u32>> {
         let first = usize::from(self.messages.first().is_some_and(|m| m.role == "system"));
-        let mut forgotten = 0;
+        let mut kept = self.messages.clone();
         loop {
-            let ids = chat_prompt(speaker.tokenizer, self.template, &self.messages)?;
-            if speaker.has_room(ids.len()) || self.messages.len() <= first + 1 {
-                if forgotten > 0 {
-                    tracing::warn!(
-                        "the conversation has outgrown the context; its first {forgotten} messages are forgotten"
-                    );
-                }
+            let ids = chat_prompt(speaker.tokenizer, self.template, &kept)?;
+            let fits = speaker.has_room(ids.len());
+            let forgotten = self.messages.len() - kept.len();
+            if fits && forgotten > 0 {
+                tracing::warn!(
+                    "the conversation has outgrown the context; its first {forgotten} messages are forgotten"
+                );
+                self.messages.clone_from(&kept);
+            }
+            // A message that does not fit even alone costs the others nothing.
+            if fits || kept.len() <= first + 1 {
                 return Ok(ids);
             }
-            let exchange = 2.min(self.messages.len() - first - 1);
-            self.messages.drain(first..first + exchange);
-            forgotten += exchange;
+            let exchange = 2.min(kept.len() - first - 1);
+            kept.drain(first..first + exchange);
         }
     }
 

@@ -12,7 +12,7 @@ use data::template::ChatTemplate;
 use data::tokenizer::Tokenizer;
 use model::generate::Sampling;
 use model::{Decoder, LoadOptions, Precision};
-use stage::{DeviceSpec, ErrorExt as _, Interrupt, UsageError};
+use stage::{DeviceSpec, ErrorExt as _, Interrupt, Signal, UsageError};
 use torch_ext::device;
 
 use crate::conversation::Conversation;
@@ -20,7 +20,8 @@ use crate::speaker::Speaker;
 
 /// Talks to a language model in the terminal, or answers one prompt.
 ///
-/// Without --prompt a conversation starts: lines you type are answered, /help lists the commands.
+/// Without --prompt a conversation starts: lines you type are answered, /help lists the commands. With --raw each line is
+/// continued by itself.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -58,8 +59,8 @@ struct Args {
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     repetition_penalty: f64,
     /// The most tokens of an answer.
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    max_new_tokens: usize,
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    max_new_tokens: u32,
     /// End an answer before this text; repeatable.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -97,25 +98,24 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> anyhow::Result<()> {
     args.sampling().check().usage()?;
+    if args.stop.iter().any(String::is_empty) {
+        return Err(UsageError::msg("--stop is empty; leave it out").into());
+    }
     let dir = artifact::model_dir(&args.model).usage()?;
     let tokenizer = Tokenizer::load(&dir).usage()?;
     let template = if args.raw { None } else { Some(template_of(&tokenizer, args)?) };
     let device = device::resolve(&args.device.to_string()).usage()?;
     let options = LoadOptions { device, precision: args.precision, trainable: false };
     let decoder = Decoder::load(&dir, &options)?;
-    let interrupt = Interrupt::install()?;
+    let interrupt = Interrupt::install(&[Signal::Int])?;
     let end_of_turn = template.as_ref().and_then(ChatTemplate::end_of_turn);
     let mut speaker = Speaker::new(&decoder, &tokenizer, end_of_turn, args, &interrupt)?;
     match (&template, &args.prompt) {
         (Some(template), Some(prompt)) => {
             let mut talk = Conversation::new(template, args.system.clone());
-            talk.answer(&mut speaker, prompt)?;
-            Ok(interrupt.check()?)
+            talk.answer(&mut speaker, prompt)
         }
-        (None, Some(prompt)) => {
-            speaker.go_on(prompt)?;
-            Ok(interrupt.check()?)
-        }
+        (None, Some(prompt)) => speaker.go_on(prompt),
         (template, None) => conversation::in_terminal(&mut speaker, template.as_ref(), args),
     }
 }

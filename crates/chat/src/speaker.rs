@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use data::tokenizer::{StreamDecoder, Tokenizer};
 use model::Decoder;
 use model::generate::{Engine, Finish, Request, Sampling, StopRules, TextDecoder};
-use stage::{ErrorExt as _, Interrupt};
+use stage::{ErrorExt as _, Interrupt, UsageError};
 
 use crate::{Args, show};
 
@@ -60,7 +60,7 @@ impl<'a> Speaker<'a> {
             tokenizer,
             interrupt,
             context,
-            max_new_tokens: args.max_new_tokens,
+            max_new_tokens: args.max_new_tokens as usize,
             sampling: args.sampling(),
             stop: StopRules { ids, strings: args.stop.clone() },
         })
@@ -73,6 +73,16 @@ impl<'a> Speaker<'a> {
 
     /// Continues `ids`, showing the text as it comes; a signal ends it early.
     pub(crate) fn say(&mut self, ids: &[u32]) -> anyhow::Result<Said> {
+        let (tokens, context) = (ids.len(), self.context);
+        if tokens == 0 {
+            return Err(UsageError::msg("the prompt is empty; give it at least one token").into());
+        }
+        if tokens >= context {
+            let what = format!(
+                "the prompt of {tokens} tokens leaves no room for an answer in the model's context of {context}"
+            );
+            return Err(anyhow::anyhow!(what)).hint("give a shorter prompt");
+        }
         let request = Request {
             ids: ids.iter().map(|id| i64::from(*id)).collect(),
             max_new_tokens: self.max_new_tokens,
@@ -94,8 +104,7 @@ impl<'a> Speaker<'a> {
         };
         let said = self
             .engine
-            .generate(&[request], &self.stop, Some(&new_text), Some(&mut on_token))
-            .hint("give a shorter prompt")?
+            .generate(&[request], &self.stop, Some(&new_text), Some(&mut on_token))?
             .pop();
         shown?;
         let (text, finish) = said.map_or((None, Finish::Length), |said| (said.text, said.finish));

@@ -57,6 +57,7 @@ fn main() -> ExitCode {
 #[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]
 fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Map<String, Value>> {
     record_inputs(ctx, &plan)?;
+    ctx.start()?;
     let vocabulary = vocabulary::get(&plan, &|| Ok(ctx.check_interrupt()?))?;
     let tokenizer = &vocabulary.tokenizer;
     tokenizer.save(ctx.run_dir.tokenizer_dir())?;

@@ -83,6 +83,13 @@ pub struct Tokenizer {
     prefixes: Vec<[u8; 2]>,
 }
 
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let digest = self.digest();
+        write!(f, "Tokenizer({} tokens, {})", self.vocab_size, digest.short())
+    }
+}
+
 impl Tokenizer {
     /// Loads from a folder with `tokenizer.json` (with `tokenizer_config.json`, `chat_template.jinja`,
     /// `special_tokens_map.json` and `generation_config.json` where they are), from a run directory
@@ -181,6 +188,11 @@ impl Tokenizer {
         self.chat_template.as_deref()
     }
 
+    /// The digest of the chat template's source.
+    pub fn chat_template_digest(&self) -> Option<Digest> {
+        self.chat_template().map(|source| artifact::digest::bytes(source.as_bytes()))
+    }
+
     /// Replaces the chat template.
     pub fn set_chat_template(&mut self, source: impl Into<String>) {
         self.chat_template = Some(source.into());
@@ -258,17 +270,16 @@ impl Tokenizer {
         let byte_level = self.inner.get_decoder().is_some_and(|decoder| {
             serde_json::to_string(decoder).is_ok_and(|json| json.contains("\"ByteLevel\""))
         });
+        let added = self.inner.get_added_tokens_decoder();
         let mut lengths = vec![0; self.vocab_size];
         for (token, id) in self.vocab() {
-            let bytes = if self.specials.all.contains(&token) {
-                0
-            } else if byte_level {
+            let bytes = match added.get(&id) {
+                Some(added) if added.special => 0,
+                Some(added) => added.content.len(),
                 // Each character of a byte-level token is one byte.
-                token.chars().count()
-            } else if token.len() == 6 && token.starts_with("<0x") && token.ends_with('>') {
-                1
-            } else {
-                token.replace('▁', " ").len()
+                None if byte_level => token.chars().count(),
+                None if token.len() == 6 && token.starts_with("<0x") && token.ends_with('>') => 1,
+                None => token.replace('▁', " ").len(),
             };
             lengths[id as usize] = u16::try_from(bytes).unwrap_or(u16::MAX);
         }

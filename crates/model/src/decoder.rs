@@ -76,6 +76,7 @@ pub struct Decoder {
     head: Tensor,
     training: bool,
     checkpointing: bool,
+    embedding_dropout: f64,
 }
 
 impl Decoder {
@@ -136,6 +137,7 @@ impl Decoder {
             position_embedding: layout.position_embedding.map(|id| params.leaf(id)),
             rotary: Rotary::new(&config, params.device()),
             final_norm: Norm::new(&params, layout.final_norm, config.norm_eps),
+            embedding_dropout: config.dropout.embedding,
             embedding,
             head,
             layers,
@@ -199,7 +201,7 @@ impl Decoder {
 
     /// Replaces the config's dropout probabilities in this run; `config.json` keeps the source's.
     pub fn set_dropout(&mut self, dropout: Dropout) {
-        self.config.dropout = dropout;
+        self.embedding_dropout = dropout.embedding;
         for layer in &mut self.layers {
             layer.set_dropout(dropout);
         }
@@ -339,8 +341,8 @@ impl Decoder {
         if let Some(table) = &self.position_embedding {
             hidden += look_up(table, positions);
         }
-        if training && self.config.dropout.embedding > 0.0 {
-            hidden = hidden.dropout(self.config.dropout.embedding, true);
+        if training && self.embedding_dropout > 0.0 {
+            hidden = hidden.dropout(self.embedding_dropout, true);
         }
         hidden
     }

@@ -42,8 +42,8 @@ struct ModelTable {
 
 /// Where the weights come from.
 pub(crate) enum Start {
-    /// Random weights.
-    Fresh(ModelConfig),
+    /// Random weights in the shape of a config, which may come from a file.
+    Fresh { config: ModelConfig, file: Option<PathBuf> },
     /// The weights of a model directory.
     Model { dir: PathBuf, config: ModelConfig },
 }
@@ -61,12 +61,13 @@ impl StageConfig for Config {
         let mut problems = Problems::new();
         let Self { seed, model, data, train, samples, save, .. } = self;
         let texts = plan::Plan::new(Tables { seed, data, train, samples, save }, &mut problems);
-        let tokenizer = texts.as_ref().map(|texts| &texts.tokenizer);
+        let tokenizer = texts.as_ref().map(|texts| &*texts.tokenizer);
         let start = start(&model, tokenizer, &mut problems);
         if let (Some(texts), Some(start)) = (&texts, &start) {
             match start {
-                Start::Fresh(config) => {
-                    texts.check_model("model.config", config, None, &mut problems);
+                Start::Fresh { config, file } => {
+                    let key = file.as_ref().map_or("model.config", |_| "model.config_file");
+                    texts.check_model(key, config, None, &mut problems);
                 }
                 Start::Model { dir, config } => {
                     texts.check_model("model.path", config, Some(dir), &mut problems);
@@ -93,9 +94,13 @@ fn start(
         }
         (None, Some(file), None) => {
             let map = problems.take("model.config_file", read_object(file))?;
-            fresh("model.config_file", map, tokenizer, problems)
+            let config = fresh("model.config_file", map, tokenizer, problems)?;
+            Some(Start::Fresh { config, file: Some(file.clone()) })
         }
-        (None, None, Some(map)) => fresh("model.config", map.clone(), tokenizer, problems),
+        (None, None, Some(map)) => {
+            let config = fresh("model.config", map.clone(), tokenizer, problems)?;
+            Some(Start::Fresh { config, file: None })
+        }
         _ => {
             problems.push("model", "needs exactly one of `path`, `config_file` and `config`");
             None
@@ -116,7 +121,7 @@ fn fresh(
     mut map: Map<String, Value>,
     tokenizer: Option<&Tokenizer>,
     problems: &mut Problems,
-) -> Option<Start> {
+) -> Option<ModelConfig> {
     // Without data there is no tokenizer; the config is checked all the same, with the least vocabulary.
     let vocab_size = tokenizer.map_or(1, Tokenizer::vocab_size);
     map.entry("vocab_size").or_insert_with(|| vocab_size.into());
@@ -126,13 +131,13 @@ fn fresh(
         let id = |id: Option<u32>| id.map(i64::from);
         config.set_token_ids(id(tokenizer.bos_id()), &eos, id(tokenizer.pad_id()));
     }
-    Some(Start::Fresh(config))
+    Some(config)
 }
 
 impl Describe for Plan {
     fn describe(&self) -> String {
         match &self.start {
-            Start::Fresh(config) => self.texts.describe(config),
+            Start::Fresh { config, .. } => self.texts.describe(config),
             Start::Model { dir, config } => {
                 format!("from        {}\n{}", dir.display(), self.texts.describe(config))
             }

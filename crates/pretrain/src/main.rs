@@ -38,15 +38,18 @@ fn main() -> ExitCode {
 #[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]
 fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     let device = find_device(ctx)?;
+    match &plan.start {
+        Start::Fresh { file: Some(file), .. } => drop(ctx.input("config", file)?),
+        Start::Fresh { .. } => {}
+        Start::Model { dir, .. } => drop(ctx.input("model", dir)?),
+    }
+    record_inputs(ctx, &plan.texts)?;
+    ctx.start()?;
     let precision = plan.texts.supervised.settings.precision;
     let options = LoadOptions { device, precision, trainable: true };
     let mut decoder = match &plan.start {
-        Start::Fresh(config) => Decoder::init(config, ctx.seed, &options)?,
-        Start::Model { dir, .. } => {
-            ctx.input("model", dir)?;
-            Decoder::load(dir, &options)?
-        }
+        Start::Fresh { config, .. } => Decoder::init(config, ctx.seed, &options)?,
+        Start::Model { dir, .. } => Decoder::load(dir, &options)?,
     };
-    record_inputs(ctx, &plan.texts)?;
     train_on_texts(ctx, &mut decoder, &plan.texts)
 }

@@ -41,6 +41,7 @@ fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     let device = find_device(ctx)?;
     ctx.input("model", &plan.model_dir)?;
     record_inputs(ctx, &plan.texts)?;
+    ctx.start()?;
     let precision = plan.texts.supervised.settings.precision;
     let options = LoadOptions { device, precision, trainable: true };
     let mut decoder = Decoder::load(&plan.model_dir, &options)?;

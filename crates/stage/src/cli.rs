@@ -188,6 +188,25 @@ mod tests {
 
     #[test]
     fn help_names_what_the_stage_reads_and_writes() {
-        insta::assert_snapshot!(parse_words("--help").unwrap_err().render(), @"");
+        insta::assert_snapshot!(parse_words("--help").unwrap_err().render(), @r"
+        Fine-tunes a language model on instructions.
+
+        Usage: sft [OPTIONS]
+
+        Options:
+              --config <PATH>    The configuration; paths in it are relative to the current directory [default: configs/sft.toml]
+              --set <KEY=VALUE>  Sets a key of the configuration, for instance seed=7; repeatable
+              --out <DIR>        The run directory, instead of the configuration's `out`
+              --device <DEVICE>  auto, cpu or cuda:N [default: auto]
+              --resume <WHEN>    auto goes on from an unfinished run's last checkpoint; never starts over [default: auto]
+              --check            Checks the configuration, prints the plan and exits
+          -v, --verbose...       Logs more; -vv logs everything
+          -h, --help             Print help
+          -V, --version          Print version
+
+        Reads:   a model and token rows
+        Writes:  a model
+        Example: sft --config configs/sft.toml --set seed=7
+        ");
     }
 }

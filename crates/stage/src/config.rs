@@ -10,7 +10,6 @@
 
 use std::path::{Path, PathBuf};
 
-use artifact::{Digest, digest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -160,15 +159,6 @@ impl<C> Loaded<C> {
     pub fn to_toml(&self) -> anyhow::Result<String> {
         Ok(toml::to_string_pretty(&self.resolved)?)
     }
-}
-
-/// The digest of a resolved configuration without `out`: a run directory may be moved.
-pub fn config_digest(config: &serde_json::Value) -> Digest {
-    let mut config = config.clone();
-    if let Some(table) = config.as_object_mut() {
-        table.remove("out");
-    }
-    digest::json(&config)
 }
 
 /// How one resolved configuration differs from another, key by key, without `out`:

@@ -1,12 +1,14 @@
 //! What a stage's `run` is given: the run directory and everything around it.
 
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::path::Path;
 
 use artifact::chain::{Checked, check_input};
-use artifact::{Digest, Input, RunDir, digest};
+use artifact::{Digest, Input, RunDir, atomic};
 
 use crate::device::DeviceSpec;
+use crate::error::{Hint, UsageError};
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::metrics::Metrics;
 
@@ -35,6 +37,11 @@ pub struct Context {
     pub(crate) device_name: String,
     pub(crate) versions: BTreeMap<String, String>,
     pub(crate) config: serde_json::Value,
+    /// The resolved configuration as TOML.
+    pub(crate) toml: String,
+    pub(crate) started: bool,
+    /// Held while the run goes on, so that no other process writes here.
+    pub(crate) lock: Option<File>,
 }
 
 impl Context {
@@ -55,6 +62,9 @@ impl Context {
             device_name: device.to_string(),
             versions: BTreeMap::new(),
             config: serde_json::Value::Object(serde_json::Map::new()),
+            toml: String::new(),
+            started: false,
+            lock: None,
         }
     }
 
@@ -62,12 +72,41 @@ impl Context {
     /// it against the manifest of the run that made it.
     ///
     /// # Errors
-    /// If it cannot be read, its run has not finished, or it changed since; each names the path.
-    pub fn input(&mut self, role: &str, path: &Path) -> artifact::Result<Checked> {
+    /// If it cannot be read, its run has not finished, it changed since, or it lies in this run's own directory; each
+    /// names the path.
+    pub fn input(&mut self, role: &str, path: &Path) -> anyhow::Result<Checked> {
+        let own = fs_err::canonicalize(self.run_dir.path())?;
+        if fs_err::canonicalize(path)?.starts_with(&own) {
+            let what = format!("{}: the run reads this and would replace it", path.display());
+            let error = Hint::new(anyhow::anyhow!(what), "choose another run directory with --out");
+            return Err(UsageError::new(error).into());
+        }
         let checked = check_input(path)?;
         let (role, path) = (role.to_owned(), path.to_path_buf());
         self.inputs.push(Input { role, path, digest: checked.digest.clone() });
         Ok(checked)
+    }
+
+    /// Begins to write: to be called once what the run needs has been found good (its inputs, its device), because from
+    /// here on an earlier run in the directory is given up. With `--resume auto` that of a finished one starts over: its
+    /// manifest, checkpoints and metrics go at once, its products when they are replaced; an unfinished one is taken up
+    /// as it is. With `--resume never` everything a run made there goes.
+    ///
+    /// # Errors
+    /// Another process at work in the directory; those of the file system.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        self.lock = Some(lock(&self.run_dir)?);
+        if !self.resume {
+            self.run_dir.clear().map_err(UsageError::new)?;
+        } else if self.run_dir.is_finished() {
+            self.run_dir.reopen()?;
+        }
+        for path in atomic::sweep(self.run_dir.path())? {
+            tracing::debug!("removed {}, left by a run that was killed", path.display());
+        }
+        self.run_dir.write_config(&self.toml)?;
+        self.started = true;
+        Ok(())
     }
 
     /// Sets the device in words, for the manifest: `cuda:0 NVIDIA H100`.
@@ -85,28 +124,27 @@ impl Context {
         &self.config
     }
 
-    /// The digest of the resolved configuration without `out`: two runs with the same one do the same
-    /// if their [`inputs_digest`](Self::inputs_digest) is the same too.
-    pub fn config_digest(&self) -> Digest {
-        crate::config::config_digest(&self.config)
-    }
-
-    /// The digest of the inputs recorded so far: their roles and contents, not their paths.
-    pub fn inputs_digest(&self) -> Digest {
-        let list = self.inputs.iter().map(|input| (input.role.clone(), input.digest.clone()));
-        digest::listing(&list.collect::<Vec<_>>())
-    }
-
-    /// Whether a signal has asked the run to stop.
-    pub fn stop_requested(&self) -> bool {
-        self.interrupt.requested().is_some()
-    }
-
     /// An error if a signal has asked the run to stop: for places where stopping loses nothing.
     ///
     /// # Errors
     /// [`Interrupted`], which becomes the exit code 130, 143 or 138.
     pub fn check_interrupt(&self) -> Result<(), Interrupted> {
         self.interrupt.check()
+    }
+}
+
+/// Takes the directory's lock, which ends with the process.
+fn lock(run_dir: &RunDir) -> anyhow::Result<File> {
+    let path = run_dir.lock_path();
+    let file = fs_err::OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
+    let file = file.into_parts().0;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            let what = format!("{}: another process is at work here", run_dir.path().display());
+            let hint = "wait for it, stop it, or choose another run directory with --out";
+            Err(UsageError::new(Hint::new(anyhow::anyhow!(what), hint)).into())
+        }
+        // Where the file system has no locks, there is none to respect.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
     }
 }

@@ -20,7 +20,8 @@ pub enum Signal {
 }
 
 impl Signal {
-    const ALL: [Self; 3] = [Self::Int, Self::Term, Self::Usr1];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Int, Self::Term, Self::Usr1];
 
     /// 128 + the signal's number: 130, 143 or 138.
     pub fn exit_code(self) -> u8 {
@@ -73,14 +74,14 @@ impl Interrupt {
         Self::default()
     }
 
-    /// Listens for SIGINT, SIGTERM and SIGUSR1 from now on. A second signal ends the process at once
-    /// with that signal's exit code.
+    /// Listens for `signals` from now on. A second signal ends the process at once with that signal's exit
+    /// code.
     ///
     /// # Errors
     /// If the operating system refuses a handler.
-    pub fn install() -> io::Result<Self> {
+    pub fn install(signals: &[Signal]) -> io::Result<Self> {
         let interrupt = Self::none();
-        for signal in Signal::ALL {
+        for signal in signals {
             let number = signal.number();
             // In this order: the shutdown looks at the flag before the same signal sets it.
             let code = i32::from(signal.exit_code());

@@ -113,13 +113,6 @@ impl Metrics {
         Ok(self.sinks()?.events.text(tag, step, text, tensorboard::now())?)
     }
 
-    /// Writes a line for the reader above the bar.
-    pub fn line(&self, line: &str) {
-        if !self.quiet {
-            Progress::line_anyway(line);
-        }
-    }
-
     fn sinks(&mut self) -> anyhow::Result<&mut Sinks> {
         if self.sinks.is_none() {
             self.begin(None)?;

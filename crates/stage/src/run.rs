@@ -11,14 +11,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context as _;
-use artifact::{FORMAT_VERSION, Manifest, RunDir, atomic};
+use artifact::{FORMAT_VERSION, Manifest, RunDir};
 use serde_json::{Map, Value};
 
 use crate::cli::{self, Args, Info};
 use crate::config::{self, Describe, Loaded, Paths, StageConfig};
 use crate::context::Context;
 use crate::error::{Hint, UsageError, exit_code, report};
-use crate::interrupt::Interrupt;
+use crate::interrupt::{Interrupt, Signal};
 use crate::logging;
 use crate::metrics::Metrics;
 use crate::progress::around_bars;
@@ -36,9 +36,8 @@ pub type Run<Plan> = fn(&mut Context, Plan) -> anyhow::Result<Results>;
 /// directory is opened and its `config.toml` written. After it, `manifest.json` is written, which
 /// makes the run finished. An error or a panic becomes a message on stderr and an exit code.
 ///
-/// With `--resume auto` the directory of an unfinished run is taken up as it is; that of a finished
-/// one is run again from the start: its manifest, checkpoints and metrics go at once, its products
-/// when they are replaced. With `--resume never` everything a run made there is removed first.
+/// `run` calls [`Context::start`] once it has found its inputs and its device good; until then an earlier run in the
+/// directory stays as it is.
 pub fn main<C: StageConfig>(info: &Info, run: Run<C::Plan>) -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     ExitCode::from(main_with::<C>(info, run, &args))
@@ -99,14 +98,14 @@ fn execute<C: StageConfig>(info: &Info, run: Run<C::Plan>, args: &Args) -> anyho
     if args.check {
         return print_plan(&plan.describe());
     }
-    let run_dir = open_run_dir(out, args.resume)?;
-    run_dir.write_config(&toml)?;
-    let interrupt = Interrupt::install().context("cannot listen for signals")?;
+    let run_dir = open_run_dir(out)?;
+    let interrupt = Interrupt::install(&Signal::ALL).context("cannot listen for signals")?;
     let mut ctx = Context {
         metrics: Metrics::new(&run_dir),
         resume: args.resume,
         interrupt,
         config: json,
+        toml,
         versions: BTreeMap::from([("temper".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
         ..Context::detached(run_dir, seed, args.device)
     };
@@ -116,28 +115,20 @@ fn execute<C: StageConfig>(info: &Info, run: Run<C::Plan>, args: &Args) -> anyho
     seal(info, ctx, results?, &clock)
 }
 
-/// Opens the run directory, and makes room in it for a run that starts over.
-fn open_run_dir(out: std::path::PathBuf, resume: bool) -> anyhow::Result<RunDir> {
-    let run_dir = RunDir::create(out).map_err(|error| match error {
+/// Opens the run directory, without touching what is in it.
+fn open_run_dir(out: std::path::PathBuf) -> anyhow::Result<RunDir> {
+    RunDir::create(out).map_err(|error| match error {
         error @ artifact::Error::NotRunDir { .. } => {
             UsageError::new(Hint::new(error, "set it with --out or with the configuration's `out`"))
                 .into()
         }
         error => anyhow::Error::new(error),
-    })?;
-    if !resume {
-        run_dir.clear().map_err(UsageError::new)?;
-    } else if run_dir.is_finished() {
-        run_dir.reopen()?;
-    }
-    for path in atomic::sweep(run_dir.path())? {
-        tracing::debug!("removed {}, left by a run that was killed", path.display());
-    }
-    Ok(run_dir)
+    })
 }
 
 /// Writes the manifest, which makes the run finished.
 fn seal(info: &Info, ctx: Context, results: Results, clock: &Clock) -> anyhow::Result<()> {
+    anyhow::ensure!(ctx.started, "internal error: the stage did not call Context::start");
     let outputs = ctx.run_dir.outputs()?;
     let manifest = Manifest {
         format_version: FORMAT_VERSION,
@@ -214,6 +205,16 @@ fn internal_error(payload: &(dyn Any + Send)) -> anyhow::Error {
     let message = payload.downcast_ref::<String>().map(String::as_str);
     let message =
         message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
+    // Of a panic that libtorch brought about, what it says and not its C++ backtrace.
+    let said = message.strip_prefix("called `Result::unwrap()` on an `Err` value: Torch(\"");
+    let message =
+        said.map_or(message, |said| said.split("\\nException raised").next().unwrap_or(said));
+    let memory = ["out of memory", "can't allocate memory"];
+    if memory.iter().any(|words| message.contains(words)) {
+        let error = anyhow::anyhow!("out of memory: {message}");
+        let hint = "lower micro_batch_tokens or the rows generated at the same time, or set activation_checkpointing";
+        return Hint::new(error, hint).into();
+    }
     let error = anyhow::Error::msg(take_panic().unwrap_or_default());
     let error = error.context(format!("internal error: {message}"));
     Hint::new(error, "this is a defect of temper, not of your input; please report it").into()

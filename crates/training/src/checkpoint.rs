@@ -26,9 +26,21 @@ use torch_ext::{device, generator};
 const STATE: &str = "state.json";
 const GENERATORS: &str = "generators.safetensors";
 
-/// Keys that a resumed run may have with other values: they change no result.
-const FREE_KEYS: [&str; 3] =
-    ["train.log_every_steps", "train.checkpoint.every_steps", "train.checkpoint.save_total_limit"];
+/// Keys, and beginnings of keys, that a resumed run may have with other values: they do not touch its training.
+const FREE_KEYS: [&str; 5] = [
+    "train.log_every_steps:",
+    "train.checkpoint.every_steps:",
+    "train.checkpoint.save_total_limit:",
+    "samples",
+    "save.",
+];
+
+/// The role of an input that is read after training.
+const FREE_ROLE: &str = "prompts";
+
+/// What can be done about a checkpoint that cannot be read.
+pub(crate) const DAMAGED: &str =
+    "remove this checkpoint to go on from the one before, or start over with --resume never";
 
 /// `state.json`.
 #[derive(Serialize, Deserialize)]
@@ -143,15 +155,13 @@ pub fn resume<S: DeserializeOwned>(
 ) -> anyhow::Result<Option<Resumed<S>>> {
     let Some(step) = steps(ctx)?.pop().filter(|_| ctx.resume) else { return Ok(None) };
     let path = path_of(ctx, step);
-    let damaged =
-        "remove this checkpoint to go on from the one before, or start over with --resume never";
-    let text = fs_err::read_to_string(path.join(STATE)).hint(damaged)?;
+    let text = fs_err::read_to_string(path.join(STATE)).hint(DAMAGED)?;
     let record: Record<Value> =
-        serde_json::from_str(&text).with_context(|| unreadable(&path)).hint(damaged)?;
+        serde_json::from_str(&text).with_context(|| unreadable(&path)).hint(DAMAGED)?;
     check(ctx, &path, &record)?;
     let state =
-        serde_json::from_value(record.state).with_context(|| unreadable(&path)).hint(damaged)?;
-    put_generators(&path, device).hint(damaged)?;
+        serde_json::from_value(record.state).with_context(|| unreadable(&path)).hint(DAMAGED)?;
+    put_generators(&path, device).hint(DAMAGED)?;
     for (what, then, now) in [
         ("libtorch", record.libtorch, device::libtorch_version()),
         ("device", record.device, kind_of(device).to_owned()),
@@ -182,13 +192,17 @@ fn check(ctx: &Context, path: &Path, record: &Record<Value>) -> anyhow::Result<(
         return Err(error).hint(advice).usage();
     }
     let mut changes = stage::config::changes(&record.config, ctx.config());
-    changes.retain(|change| !FREE_KEYS.iter().any(|key| change.starts_with(&format!("{key}: "))));
+    changes.retain(|change| !FREE_KEYS.iter().any(|key| change.starts_with(key)));
     if !changes.is_empty() {
         let list = changes.join("\n");
         let error = anyhow::anyhow!("{shown}: made with another config (then -> now)\n{list}");
         return Err(error).hint(advice).hint("put the config back to go on").usage();
     }
-    for (then, now) in record.inputs.iter().zip(&ctx.inputs) {
+    let trained_on = |inputs: &[Input]| -> Vec<Input> {
+        inputs.iter().filter(|input| input.role != FREE_ROLE).cloned().collect()
+    };
+    let (before, after) = (trained_on(&record.inputs), trained_on(&ctx.inputs));
+    for (then, now) in before.iter().zip(&after) {
         if (&then.role, &then.digest) != (&now.role, &now.digest) {
             let (role, input) = (&now.role, now.path.display());
             let error = anyhow::anyhow!(
@@ -197,7 +211,7 @@ fn check(ctx: &Context, path: &Path, record: &Record<Value>) -> anyhow::Result<(
             return Err(error).hint(advice).hint("put the input back to go on");
         }
     }
-    if record.inputs.len() != ctx.inputs.len() {
+    if before.len() != after.len() {
         bail!("{shown}: made with another number of inputs; {advice}");
     }
     Ok(())

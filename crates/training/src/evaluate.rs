@@ -17,7 +17,7 @@ use crate::loss::LossFn;
 pub struct Validation {
     /// Token files.
     pub files: Vec<PathBuf>,
-    /// About this many tokens, from the beginning; `None`: all.
+    /// At most this many tokens (but at least a row), from the beginning; `None`: all.
     pub max_tokens: Option<usize>,
     /// The most tokens in one forward pass.
     pub micro_batch_tokens: usize,
@@ -62,14 +62,17 @@ pub fn evaluate(
     validation: &Validation,
     loss: LossFn<'_>,
 ) -> anyhow::Result<EvalResult> {
-    let tokens = validation.micro_batch_tokens;
-    let config = BatchConfig { size: BatchSize::Tokens(tokens), micro_batch_tokens: tokens };
+    let micro_batch_tokens = validation.micro_batch_tokens;
+    // Where only a part is wanted it is one step, so that which rows it has does not depend on the micro-batches.
+    let size = BatchSize::Tokens(validation.max_tokens.unwrap_or(micro_batch_tokens));
+    let config = BatchConfig { size, micro_batch_tokens };
     let mut batches = Batcher::new(TokenDataset::sequential(&validation.files)?, config);
     let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
-    let (mut loss_sum, mut targets, mut bytes, mut seen) = (0.0, 0, 0_u64, 0);
+    let (mut loss_sum, mut targets, mut bytes) = (0.0, 0, 0_u64);
     decoder.set_training(false);
     while let Some(step) = batches.next_step()? {
         for batch in &step.micro_batches {
+            ctx.check_interrupt()?;
             let part = tch::no_grad(|| loss(decoder, batch))?;
             loss_sum += f64::try_from(&part.sum)?;
             for (name, sum) in &part.metrics {
@@ -81,11 +84,9 @@ pub fn evaluate(
             }
         }
         targets += step.num_targets as u64;
-        seen += step.num_tokens;
-        if validation.max_tokens.is_some_and(|most| seen >= most) {
+        if validation.max_tokens.is_some() {
             break;
         }
-        ctx.check_interrupt()?;
     }
     anyhow::ensure!(targets > 0, "the validation split has nothing to predict");
     let count = targets as f64;

@@ -26,7 +26,7 @@ impl MemoryEstimate {
         let copies = if train.precision == Precision::Fp32 { 0 } else { bytes };
         let step = match train.batch_size {
             BatchSize::Tokens(tokens) => tokens as u64,
-            BatchSize::Sequences(rows) => rows as u64 * longest_row,
+            BatchSize::Sequences(rows) => (rows as u64).saturating_mul(longest_row),
         };
         let tokens = (train.micro_batch_tokens as u64).min(step).max(longest_row);
         Self {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use artifact::RunDir;
@@ -16,6 +17,7 @@ use stage::{Problems, human_bytes};
 
 use crate::evaluate::Validation;
 use crate::memory_estimate::MemoryEstimate;
+use crate::respond::Prompts;
 use crate::settings::{Data, Samples, Save, Train};
 use crate::supervised::Supervised;
 
@@ -39,11 +41,11 @@ pub struct Plan {
     /// What the loop works from.
     pub supervised: Supervised,
     /// The tokenizer's files, which go with the model.
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// Where they were.
     pub tokenizer_path: PathBuf,
     /// Prompts to answer with the trained model.
-    pub samples: Option<Samples>,
+    pub prompts: Option<Prompts>,
     /// How the model is written.
     pub save: Save,
     meta: TokenMeta,
@@ -56,11 +58,13 @@ impl Plan {
     pub fn new(tables: Tables, problems: &mut Problems) -> Option<Self> {
         let Tables { seed, data, train, samples, save } = tables;
         let mut own = train.problems();
-        own.check(
-            !data.validation.is_empty() || train.eval.every_steps.is_none(),
-            "eval.every_steps",
-            "needs a validation split; set data.validation",
-        );
+        for (key, set) in [
+            ("eval.every_steps", train.eval.every_steps.is_some()),
+            ("eval.max_tokens", train.eval.max_tokens.is_some()),
+        ] {
+            let has_split = !data.validation.is_empty();
+            own.check(has_split || !set, key, "needs a validation split; set data.validation");
+        }
         let usable = own.is_empty();
         problems.extend("train", own);
         if let Some(samples) = &samples {
@@ -75,11 +79,19 @@ impl Plan {
         };
         let rows = rows?;
         if let Some(held) = &validation {
-            problems.check(
-                held.meta().tokenizer == rows.meta().tokenizer,
-                "data.validation",
-                "was made with another tokenizer than data.train; tokenise both with the same one",
-            );
+            let (ours, theirs) = (rows.meta(), held.meta());
+            for (what, same) in [
+                ("tokenizer", ours.tokenizer == theirs.tokenizer),
+                ("chat template", ours.chat_template == theirs.chat_template),
+            ] {
+                problems.check(
+                    same,
+                    "data.validation",
+                    format_args!(
+                        "was made with another {what} than data.train; make both with the same one"
+                    ),
+                );
+            }
         }
         let tokenizer = find_tokenizer(&data, rows.meta(), problems);
         if !usable {
@@ -87,6 +99,14 @@ impl Plan {
         }
         let (epochs, total_steps) = problems.take("data.train", total_steps(&train, &rows))?;
         let (tokenizer, tokenizer_path) = tokenizer?;
+        let prompts = match &samples {
+            Some(samples) => {
+                Some(problems.take("samples.prompts", Prompts::read(samples, &tokenizer))?)
+            }
+            None => None,
+        };
+        let tokenizer = Arc::new(tokenizer);
+        let held_longest = validation.as_ref().map_or(0, TokenDataset::longest_row);
         let summary = summary(&train, &rows, validation.as_ref(), total_steps);
         let validation = validation.map(|_| Validation {
             files: data.validation.clone(),
@@ -96,17 +116,18 @@ impl Plan {
         });
         Some(Self {
             meta: rows.meta().clone(),
-            longest_row: rows.longest_row(),
+            longest_row: rows.longest_row().max(held_longest),
             supervised: Supervised {
                 settings: train,
                 train: data.train,
                 epochs,
                 total_steps,
                 validation,
+                tokenizer: Some(Arc::clone(&tokenizer)),
             },
             tokenizer,
             tokenizer_path,
-            samples,
+            prompts,
             save,
             summary,
         })
@@ -140,6 +161,9 @@ impl Plan {
                  tokens; run data-prep with max_length = {positions} or less"
             ),
         );
+        if let Some(prompts) = &self.prompts {
+            problems.take("samples.prompts", prompts.check_context(positions));
+        }
         if let Some(dir) = dir.filter(|dir| dir.join("tokenizer.json").is_file())
             && let Some(tokenizer) = problems.take(key, Tokenizer::load(dir))
         {
@@ -161,8 +185,8 @@ impl Plan {
         );
         let _ = writeln!(out, "tokenizer   {}", self.tokenizer_path.display());
         out.push_str(&self.summary);
-        if let Some(samples) = &self.samples {
-            let _ = writeln!(out, "samples     {}", samples.prompts.display());
+        if let Some(prompts) = &self.prompts {
+            let _ = writeln!(out, "samples     {}", prompts.path().display());
         }
         let memory = MemoryEstimate::new(config, &self.supervised.settings, self.longest_row);
         let _ = writeln!(
@@ -188,7 +212,9 @@ fn open(
     if missing > 0 {
         return None;
     }
-    problems.take(key, TokenDataset::with_order(files, order, Some(1)))
+    let rows = problems.take(key, TokenDataset::with_order(files, order, Some(1)))?;
+    let some = rows.targets_per_epoch() > 0;
+    problems.check(some, key, "has nothing to predict: no token counts in the loss").then_some(rows)
 }
 
 /// How many passes the data is good for, and how many optimiser steps the run has.
@@ -215,14 +241,12 @@ fn find_tokenizer(
         Some(path) => path.clone(),
         None => problems.take(key, tokenizer_beside(&data.train[0]))?,
     };
-    let tokenizer = problems.take(key, Tokenizer::load(&path))?;
+    let mut tokenizer = problems.take(key, Tokenizer::load(&path))?;
     problems
         .take(key, verify_chain(&data.train[0], &meta.tokenizer, &path, &tokenizer.digest()))?;
     if let Some(made_with) = &meta.chat_template {
-        let own =
-            tokenizer.chat_template().map(|source| artifact::digest::bytes(source.as_bytes()));
         problems.check(
-            own.as_ref() == Some(made_with),
+            tokenizer.chat_template_digest().as_ref() == Some(made_with),
             key,
             format_args!(
                 "{} has another chat template than the one {} was rendered with; give the tokenizer/ of the run that \
@@ -231,9 +255,13 @@ fn find_tokenizer(
                 data.train[0].display()
             ),
         );
-        if let Some(source) = tokenizer.chat_template() {
-            problems.take(key, ChatTemplate::parse(source, tokenizer.specials().clone()));
-        }
+    }
+    if let Some(source) = tokenizer.chat_template() {
+        let template = ChatTemplate::parse(source, tokenizer.specials().clone());
+        let template = problems.take(key, template)?;
+        // Whoever generates with the model stops where a turn ends.
+        let stop_ids = tokenizer.stop_ids(template.end_of_turn());
+        tokenizer.set_stop_ids(&stop_ids);
     }
     Some((tokenizer, path))
 }

@@ -1,8 +1,8 @@
 //! Answers of a model to prompts: `samples.parquet`, judged by rule where the prompts carry a checker.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use anyhow::Context as _;
 use artifact::columns::{ANSWER, PROMPT, RESPONSE, SCORE, TASK};
 use artifact::prompts::{self, PromptRow};
 use artifact::rows::{Cell, Column, Kind, TableWriter};
@@ -28,40 +28,84 @@ impl Tally {
     }
 }
 
+/// Prompts read, tokenised and found good, before a model is trained to answer them.
+#[derive(Debug, Clone)]
+pub struct Prompts {
+    settings: Samples,
+    rows: Vec<PromptRow>,
+    /// The rows' prompts.
+    ids: Vec<Vec<i64>>,
+    /// The rows' rules.
+    checkers: Vec<Option<Checker>>,
+}
+
+impl Prompts {
+    /// Reads the prompt rows that the table names.
+    ///
+    /// # Errors
+    /// A file that cannot be read; a row with an empty prompt or a checker that is none (file and row are named).
+    pub fn read(settings: &Samples, tokenizer: &Tokenizer) -> anyhow::Result<Self> {
+        let mut rows = prompts::read(&settings.prompts)?;
+        rows.truncate(settings.max_prompts.unwrap_or(usize::MAX));
+        let at = |row: usize| format!("{}: row {row}", settings.prompts.display());
+        let (mut ids, mut checkers) = (Vec::new(), Vec::new());
+        for (index, row) in rows.iter().enumerate() {
+            let tokens = tokenizer.encode(&row.prompt, false)?.ids;
+            anyhow::ensure!(!tokens.is_empty(), "{}: the prompt is empty", at(index));
+            ids.push(tokens.into_iter().map(i64::from).collect());
+            let checker = row.checker.as_deref().map(serde_json::from_str).transpose();
+            let named = |error| anyhow::anyhow!("{}: not a checker: {error}", at(index));
+            checkers.push(checker.map_err(named)?);
+        }
+        Ok(Self { settings: settings.clone(), rows, ids, checkers })
+    }
+
+    /// Checks that every prompt leaves room for a response in a context of `positions` tokens.
+    ///
+    /// # Errors
+    /// The first that does not, with file and row.
+    pub fn check_context(&self, positions: i64) -> anyhow::Result<()> {
+        match self.ids.iter().position(|ids| ids.len() as i64 >= positions) {
+            Some(row) => anyhow::bail!(
+                "{}: row {row}: a prompt of {} tokens leaves no room for a response in the model's {positions} positions",
+                self.settings.prompts.display(),
+                self.ids[row].len()
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// Where they were read.
+    pub fn path(&self) -> &Path {
+        &self.settings.prompts
+    }
+}
+
 /// Lets `decoder` answer the prompts, greedily, and writes `samples.parquet`: prompt, response, and where the prompt row
 /// has them answer, task and score (1 right, 0 wrong, by its checker). Returns for the manifest how many there were, the
 /// share of right answers (`accuracy`), and that by task.
 ///
 /// # Errors
-/// Prompts that cannot be read, a prompt that leaves no room for a response (file and row are named), a checker that is
-/// not one; a signal.
+/// A prompt that leaves no room for a response; the file system's; a signal.
 pub fn respond(
     ctx: &Context,
     decoder: &Decoder,
     tokenizer: &Tokenizer,
-    samples: &Samples,
+    prompts: &Prompts,
 ) -> anyhow::Result<Map<String, Value>> {
-    let file = samples.prompts.display();
-    let mut rows = prompts::read(&samples.prompts)?;
-    rows.truncate(samples.max_prompts.unwrap_or(usize::MAX));
-    let context = decoder.config().max_position_embeddings as usize;
-    let mut requests = Vec::with_capacity(rows.len());
-    for (index, row) in rows.iter().enumerate() {
-        let ids = tokenizer.encode(&row.prompt, false)?.ids;
-        anyhow::ensure!(
-            !ids.is_empty() && ids.len() < context,
-            "{file}: row {index}: a prompt of {} tokens; it must have at least one and leave room in the model's \
-             context of {context}",
-            ids.len()
-        );
-        requests.push(Request {
-            ids: ids.into_iter().map(i64::from).collect(),
-            max_new_tokens: samples.max_new_tokens,
+    prompts.check_context(decoder.config().max_position_embeddings)?;
+    let requests: Vec<Request> = prompts
+        .ids
+        .iter()
+        .map(|ids| Request {
+            ids: ids.clone(),
+            max_new_tokens: prompts.settings.max_new_tokens,
             sampling: Sampling::greedy(),
-        });
-    }
-    let generated = generate(ctx, decoder, tokenizer, &requests, samples.batch_rows)?;
-    write(ctx, tokenizer, samples, &rows, &generated)
+        })
+        .collect();
+    let batch_rows = prompts.settings.batch_rows;
+    let generated = generate(ctx, decoder, tokenizer, &requests, batch_rows)?;
+    write(ctx, tokenizer, prompts, &generated)
 }
 
 fn generate(
@@ -90,8 +134,7 @@ fn generate(
 fn write(
     ctx: &Context,
     tokenizer: &Tokenizer,
-    samples: &Samples,
-    rows: &[PromptRow],
+    prompts: &Prompts,
     generated: &[Generated],
 ) -> anyhow::Result<Map<String, Value>> {
     let columns = [
@@ -104,11 +147,11 @@ fn write(
     let mut table = TableWriter::create(ctx.run_dir.samples_path(), &columns)?;
     let mut all = Tally::default();
     let mut by_task: BTreeMap<&str, Tally> = BTreeMap::new();
-    for (index, (row, generated)) in rows.iter().zip(generated).enumerate() {
+    let rows = prompts.rows.iter().zip(&prompts.checkers);
+    for ((row, checker), generated) in rows.zip(generated) {
         let ids: Vec<u32> = generated.ids.iter().map(|id| *id as u32).collect();
         let response = tokenizer.decode(&ids, true)?;
-        let right = judge(row, &response)
-            .with_context(|| format!("{}: row {index}", samples.prompts.display()))?;
+        let right = checker.as_ref().map(|checker| checker.check(&response));
         if let Some(right) = right {
             let task = row.task.as_deref().unwrap_or("all");
             for tally in [&mut all, by_task.entry(task).or_default()] {
@@ -127,15 +170,8 @@ fn write(
     table.finish()?;
     let tasks = by_task.into_iter().map(|(task, tally)| (task.to_owned(), tally.share()));
     Ok(Map::from_iter([
-        ("responses".to_owned(), json!(rows.len())),
+        ("responses".to_owned(), json!(prompts.rows.len())),
         ("accuracy".to_owned(), all.share()),
         ("accuracy_by_task".to_owned(), Value::Object(tasks.collect())),
     ]))
-}
-
-/// Whether the response is right by the row's checker; `None` without one.
-fn judge(row: &PromptRow, response: &str) -> anyhow::Result<Option<bool>> {
-    let Some(json) = &row.checker else { return Ok(None) };
-    let checker: Checker = serde_json::from_str(json).context("the checker is not one")?;
-    Ok(Some(checker.check(response)))
 }

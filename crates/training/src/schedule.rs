@@ -104,12 +104,6 @@ pub enum Decay {
     OneMinusSqrt,
 }
 
-impl Default for Schedule {
-    fn default() -> Self {
-        Self::Cosine(Decaying { warmup_ratio: Some(0.03), ..Decaying::default() })
-    }
-}
-
 impl Schedule {
     /// The factor on the peak learning rate for optimiser step `step` (from 0) of `total`.
     #[must_use]
@@ -266,7 +260,7 @@ mod tests {
         for step in 0..10 {
             assert!(schedule.factor(step, 3).is_finite());
         }
-        assert!(Schedule::default().factor(0, 0).is_finite());
+        assert!(schedule.factor(0, 0).is_finite());
     }
 
     #[test]

@@ -10,6 +10,9 @@ use stage::Problems;
 
 use crate::schedule::Schedule;
 
+/// The most tokens or sequences a step may be asked to have.
+const MAX_BATCH: usize = 1 << 30;
+
 /// `[data]`: the token rows to train on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -116,7 +119,7 @@ pub struct Eval {
     /// Evaluate each so many optimiser steps. Absent: after the last step only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub every_steps: Option<u64>,
-    /// About this many tokens of the validation split, from its beginning. Absent: all.
+    /// At most this many tokens of the validation split, from its beginning. Absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<usize>,
     /// Stop after this many evaluations in a row without a new best loss. Absent: never.
@@ -128,7 +131,7 @@ pub struct Eval {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Checkpoint {
-    /// Save each so many optimiser steps. Absent: only when interrupted and, with `keep_best`, at a new best.
+    /// Save each so many optimiser steps. Absent: only at the end, when interrupted and, with `keep_best`, at a new best.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub every_steps: Option<u64>,
     /// Newest checkpoints to keep; the best one is kept besides.
@@ -203,10 +206,13 @@ impl Train {
             (None, None) => problems.push("", "needs `epochs` or `steps`"),
             (Some(_), Some(_)) => problems.push("steps", "is given beside `epochs`; leave one out"),
             (Some(epochs), None) => {
+                // Counting the steps reads the data that often.
                 problems.check(
-                    epochs.is_finite() && epochs > 0.0,
+                    epochs > 0.0 && epochs <= 1000.0,
                     "epochs",
-                    format_args!("must be above 0, got {epochs}"),
+                    format_args!(
+                        "must be above 0 and at most 1000 (give steps for more), got {epochs}"
+                    ),
                 );
             }
             (None, Some(steps)) => {
@@ -214,8 +220,10 @@ impl Train {
             }
         }
         let (BatchSize::Tokens(size) | BatchSize::Sequences(size)) = self.batch_size;
-        problems.check(size > 0, "batch_size", "must be at least 1");
-        problems.check(self.micro_batch_tokens > 0, "micro_batch_tokens", "must be at least 1");
+        for (key, size) in [("batch_size", size), ("micro_batch_tokens", self.micro_batch_tokens)] {
+            let range = format_args!("must be from 1 to {MAX_BATCH}, got {size}").to_string();
+            problems.check((1..=MAX_BATCH).contains(&size), key, range);
+        }
         if let Some(p) = self.dropout {
             problems.check(
                 (0.0..1.0).contains(&p),
@@ -230,6 +238,11 @@ impl Train {
         problems.check(
             self.eval.every_steps != Some(0),
             "eval.every_steps",
+            "must be at least 1, or absent",
+        );
+        problems.check(
+            self.eval.max_tokens != Some(0),
+            "eval.max_tokens",
             "must be at least 1, or absent",
         );
         problems.check(
@@ -291,7 +304,9 @@ impl Samples {
         let mut problems = Problems::new();
         problems.require_path("prompts", &self.prompts);
         problems.check(self.max_new_tokens > 0, "max_new_tokens", "must be at least 1");
-        problems.check(self.batch_rows > 0, "batch_rows", "must be at least 1");
+        let rows = self.batch_rows;
+        let range = format_args!("must be from 1 to 4096, got {rows}").to_string();
+        problems.check((1..=4096).contains(&rows), "batch_rows", range);
         problems
     }
 }
@@ -333,8 +348,8 @@ mod tests {
              [checkpoint]\nevery_steps = 0\nsave_total_limit = 0\nkeep_best = true\n",
         );
         let expected = "- steps: must be at least 1\n\
-            - batch_size: must be at least 1\n\
-            - micro_batch_tokens: must be at least 1\n\
+            - batch_size: must be from 1 to 1073741824, got 0\n\
+            - micro_batch_tokens: must be from 1 to 1073741824, got 0\n\
             - dropout: must be from 0 to below 1, got 1\n\
             - max_skipped_steps: must be at least 1\n\
             - log_every_steps: must be at least 1\n\
@@ -360,6 +375,9 @@ mod tests {
         let none = parse(&LEAST.replace("epochs = 1.5\n", "")).problems().to_string();
         assert_eq!(none, "- needs `epochs` or `steps`");
         let nan = parse(&LEAST.replace("1.5", "nan")).problems().to_string();
-        assert_eq!(nan, "- epochs: must be above 0, got NaN");
+        assert_eq!(
+            nan,
+            "- epochs: must be above 0 and at most 1000 (give steps for more), got NaN"
+        );
     }
 }

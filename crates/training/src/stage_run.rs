@@ -44,8 +44,8 @@ pub fn record_inputs(ctx: &mut Context, plan: &Plan) -> anyhow::Result<()> {
         ctx.input("validation", file)?;
     }
     ctx.input("tokenizer", &plan.tokenizer_path)?;
-    if let Some(samples) = &plan.samples {
-        ctx.input("prompts", &samples.prompts)?;
+    if let Some(prompts) = &plan.prompts {
+        ctx.input("prompts", prompts.path())?;
     }
     Ok(())
 }
@@ -65,8 +65,10 @@ pub fn train_on_texts(
     }
     let mut results = train(ctx, decoder, &plan.supervised, &next_token_loss)?;
     save_model(ctx, decoder, &plan.tokenizer, &plan.save)?;
-    if let Some(samples) = &plan.samples {
-        results.extend(respond(ctx, decoder, &plan.tokenizer, samples)?);
+    match &plan.prompts {
+        Some(prompts) => results.extend(respond(ctx, decoder, &plan.tokenizer, prompts)?),
+        // Those of an earlier run are not this one's.
+        None => ctx.run_dir.remove_samples()?,
     }
     let peak = crate::meter::peak_memory_bytes(decoder.device());
     results.insert("peak_memory_bytes".to_owned(), peak.into());
@@ -94,7 +96,6 @@ pub fn save_model(
     decoder.save(&dir, save.precision, save.max_shard_mb.saturating_mul(1_000_000))?;
     tokenizer.save(&dir)?;
     ctx.tokenizer = Some(tokenizer.digest());
-    ctx.chat_template =
-        tokenizer.chat_template().map(|source| artifact::digest::bytes(source.as_bytes()));
+    ctx.chat_template = tokenizer.chat_template_digest();
     Ok(())
 }

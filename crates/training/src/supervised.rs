@@ -9,10 +9,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use data::batch::{Batcher, Step};
 use data::dataset::{Cursor, Order, TokenDataset};
+use data::tokenizer::Tokenizer;
 use model::weights::{WeightFiles, write_tensors};
 use model::{Decoder, Precision};
 use serde::{Deserialize, Serialize};
@@ -44,6 +46,8 @@ pub struct Supervised {
     pub total_steps: u64,
     /// The validation split, if there is one.
     pub validation: Option<Validation>,
+    /// Saved with every checkpoint, so that it is a whole model.
+    pub tokenizer: Option<Arc<Tokenizer>>,
 }
 
 /// All that decides the rest of a run, beside weights, optimiser and random generators.
@@ -66,10 +70,10 @@ struct State {
 }
 
 /// The best evaluation so far.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Best {
     step: u64,
-    loss: f64,
+    result: EvalResult,
 }
 
 /// Sums over steps that were not skipped.
@@ -157,11 +161,8 @@ impl<'a> Run<'a> {
         let mut saved_at = None;
         if let Some(resumed) = checkpoint::resume::<State>(ctx, decoder.device())? {
             let path = &resumed.path;
-            load_weights(decoder, &path.join(WEIGHTS))?;
-            let file = WeightFiles::open_file(&path.join(OPTIMIZER))?;
-            let tensors = file.names().map(|name| Ok((name.to_owned(), file.tensor(name)?)));
-            let tensors: model::Result<BTreeMap<String, Tensor>> = tensors.collect();
-            optimizer.load_state(&tensors?).with_context(|| path.display().to_string())?;
+            load_weights(decoder, &path.join(WEIGHTS)).hint(checkpoint::DAMAGED)?;
+            load_optimizer(&optimizer, &path.join(OPTIMIZER)).hint(checkpoint::DAMAGED)?;
             batches.seek(resumed.state.cursor)?;
             (state, saved_at) = (resumed.state, Some(resumed.step));
         }
@@ -206,7 +207,7 @@ impl<'a> Run<'a> {
         let factor = settings.schedule.factor(self.state.step, self.plan.total_steps);
         if finite {
             let shrink = clip_factor(norm, settings.optimizer.max_grad_norm) / loss_scale.scale;
-            if shrink < 1.0 {
+            if shrink != 1.0 {
                 foreach::mul_(&grads, shrink)?;
             }
             self.optimizer.step(&trainable, factor)?;
@@ -320,23 +321,27 @@ impl<'a> Run<'a> {
             step > 0 && period.is_some_and(|period| step.is_multiple_of(period))
         };
         let settings = &self.plan.settings;
-        let mut new_best = false;
+        let (mut new_best, mut evaluated) = (false, false);
         if let Some(validation) = &self.plan.validation
             && (every(settings.eval.every_steps) || step == self.plan.total_steps)
             && self.state.evaluated_at != Some(step)
         {
             match evaluate(self.ctx, self.decoder, validation, self.loss) {
-                Ok(result) => new_best = self.evaluated(result)?,
+                Ok(result) => (new_best, evaluated) = (self.evaluated(result)?, true),
                 Err(error) if error.is::<Interrupted>() => {}
                 Err(error) => return Err(error),
             }
         }
         let stop = self.ctx.check_interrupt();
-        if self.saved_at != Some(step)
-            && (every(settings.checkpoint.every_steps)
-                || (new_best && settings.checkpoint.keep_best)
-                || (stop.is_err() && step > 0))
-        {
+        let last = self.is_done();
+        // A checkpoint amid skipped steps would have the weights that bring them about.
+        let good = self.state.skipped_in_a_row == 0;
+        let due = good && (every(settings.checkpoint.every_steps) || last)
+            || (new_best && settings.checkpoint.keep_best)
+            || (stop.is_err() && step > 0);
+        // One that was saved before an evaluation that has been made up for since is saved again.
+        let again = evaluated && self.saved_at == Some(step);
+        if (due && self.saved_at != Some(step)) || again {
             self.save()?;
         }
         Ok(stop?)
@@ -351,29 +356,36 @@ impl<'a> Run<'a> {
         self.ctx.metrics.log(step, &named)?;
         let state = &mut self.state;
         state.evaluated_at = Some(step);
-        let new_best = state.best.is_none_or(|best| result.loss < best.loss);
-        if new_best {
-            state.best = Some(Best { step, loss: result.loss });
-            state.evals_without_best = 0;
-        } else {
-            state.evals_without_best += 1;
+        let finite = result.loss.is_finite();
+        if !finite {
+            tracing::warn!("step {step}: the loss on the validation split is not finite");
         }
-        state.last_eval = Some(result);
+        let new_best =
+            finite && state.best.as_ref().is_none_or(|best| result.loss < best.result.loss);
+        state.evals_without_best = if new_best { 0 } else { state.evals_without_best + 1 };
+        if new_best {
+            state.best = Some(Best { step, result: result.clone() });
+        }
+        // What is not finite has no form in JSON.
+        state.last_eval = Some(result).filter(|_| finite);
         Ok(new_best)
     }
 
     fn save(&mut self) -> anyhow::Result<()> {
         let (decoder, optimizer) = (&*self.decoder, &self.optimizer);
         let step = self.state.step;
+        let tokenizer = self.plan.tokenizer.as_deref();
         let write = |dir: &Path| {
             decoder.save(dir, Precision::Fp32, u64::MAX)?;
+            tokenizer.map_or(Ok(()), |tokenizer| tokenizer.save(dir))?;
             Ok(write_tensors(&dir.join(OPTIMIZER), &optimizer.state())?)
         };
         let path = checkpoint::save(self.ctx, decoder.device(), step, &self.state, write)?;
         tracing::debug!("saved {}", path.display());
         self.saved_at = Some(step);
         let settings = &self.plan.settings.checkpoint;
-        let pinned = self.state.best.filter(|_| settings.keep_best).map(|best| best.step);
+        let best = self.state.best.as_ref().filter(|_| settings.keep_best);
+        let pinned = best.map(|best| best.step);
         checkpoint::prune(self.ctx, settings.save_total_limit, pinned)
     }
 
@@ -388,21 +400,30 @@ impl<'a> Run<'a> {
         put("steps", json!(state.step));
         put("num_tokens", json!(state.num_tokens));
         put("train_loss", json!(state.total.mean(state.total.loss)));
-        for (name, value) in state.last_eval.iter().flat_map(EvalResult::values) {
+        let handed_on = state.best.as_ref().filter(|_| plan.settings.checkpoint.keep_best);
+        let eval = handed_on.map(|best| &best.result).or(state.last_eval.as_ref());
+        for (name, value) in eval.into_iter().flat_map(EvalResult::values) {
             put(&name, json!(value));
         }
         put("skipped_steps", json!(state.skipped_steps));
         put("tokens_per_second", json!(meter.rate()));
-        if let Some(best) = state.best {
-            put("best_eval_loss", json!(best.loss));
+        if let Some(best) = &state.best {
+            put("best_eval_loss", json!(best.result.loss));
             put("best_step", json!(best.step));
-            if plan.settings.checkpoint.keep_best && best.step != state.step {
-                load_weights(decoder, &checkpoint::path_of(ctx, best.step).join(WEIGHTS))?;
-            }
+        }
+        if let Some(best) = handed_on.filter(|best| best.step != state.step) {
+            load_weights(decoder, &checkpoint::path_of(ctx, best.step).join(WEIGHTS))?;
         }
         decoder.set_training(false);
         Ok(results)
     }
+}
+
+fn load_optimizer(optimizer: &AdamW, path: &Path) -> anyhow::Result<()> {
+    let file = WeightFiles::open_file(path)?;
+    let tensors = file.names().map(|name| Ok((name.to_owned(), file.tensor(name)?)));
+    let tensors: model::Result<BTreeMap<String, Tensor>> = tensors.collect();
+    optimizer.load_state(&tensors?).with_context(|| path.display().to_string())
 }
 
 /// Sets the masters, and with them the compute copies, from a checkpoint's weights.

@@ -67,8 +67,8 @@ fn all_problems_of_a_config_are_told_at_once() {
     assert_eq!(
         error,
         "error: sft.toml has 5 problems\n\
-         \x20 - train.epochs: must be above 0, got 0 (set by --set train.epochs=0)\n\
-         \x20 - train.micro_batch_tokens: must be at least 1 (set by --set train.micro_batch_tokens=0)\n\
+         \x20 - train.epochs: must be above 0 and at most 1000 (give steps for more), got 0 (set by --set train.epochs=0)\n\
+         \x20 - train.micro_batch_tokens: must be from 1 to 1073741824, got 0 (set by --set train.micro_batch_tokens=0)\n\
          \x20 - train.optimizer.learning_rate: must be above 0, got -1 (set by --set train.optimizer.learning_rate=-1)\n\
          \x20 - samples.prompts: none.parquet does not exist; run the stage that makes it, or correct the path (set by \
          --set samples.prompts=none.parquet)\n\

@@ -117,8 +117,6 @@ impl Role {
 pub(crate) enum Judge {
     /// The answer is this text.
     Exact,
-    /// The answer ends in this number.
-    LastNumber,
     /// The answer is one of these texts.
     OneOf(Vec<String>),
 }
@@ -155,11 +153,6 @@ impl Exercise {
         match &self.judge {
             Judge::Exact => json!({"exact": {"answer": self.answer}}),
             Judge::OneOf(answers) => json!({"one_of": {"answers": answers}}),
-            Judge::LastNumber => {
-                let number =
-                    self.answer.rsplit(' ').next().and_then(|last| last.parse::<u32>().ok());
-                json!({"number": {"value": number}})
-            }
         }
     }
 

@@ -64,7 +64,7 @@ impl<'a> Engine<'a> {
         on_token: Option<OnToken<'_>>,
     ) -> Result<Vec<Generated>> {
         self.check(requests, stop, text.is_some())?;
-        let total = |r: &Request| self.max_len.min(r.ids.len() + r.max_new_tokens);
+        let total = |r: &Request| self.max_len.min(r.ids.len().saturating_add(r.max_new_tokens));
         let longest = requests.iter().map(total).max().unwrap_or(0);
         let slots = self.max_rows.min(requests.len());
         let config = self.decoder.config();
@@ -76,7 +76,7 @@ impl<'a> Engine<'a> {
         let penalised = requests.iter().any(|r| r.sampling.repetition_penalty != 1.0);
         let mut run = Run {
             decoder: self.decoder,
-            max_rows: self.max_rows,
+            max_rows: slots,
             max_len: self.max_len,
             like,
             requests,

@@ -152,7 +152,14 @@ fn the_other_mistakes_in_a_file_show_their_line_too() {
     hint: `ppo --check --config ...` validates without loading weights
     ");
     // Not TOML.
-    insta::assert_snapshot!(fails(&GOOD.replace("seed = 7", "seed = 7 8"), &[]), @"");
+    insta::assert_snapshot!(fails(&GOOD.replace("seed = 7", "seed = 7 8"), &[]), @r"
+    error: cannot load configs/ppo/tiny.toml
+      caused by: TOML parse error at line 2, column 8
+         2 | seed = 7 8
+           |        ^^^
+         string values must be quoted, expected literal string
+    hint: `ppo --check --config ...` validates without loading weights
+    ");
     // Negative where it cannot be.
     insta::assert_snapshot!(fails(&GOOD.replace("seed = 7", "seed = -7"), &[]), @"");
 }
@@ -239,11 +246,9 @@ fn a_fault_of_the_file_stays_the_files_whatever_is_set() {
 }
 
 #[test]
-fn digests_and_changes_leave_out_where_the_run_goes() {
+fn changes_leave_out_where_the_run_goes() {
     let json = |sets: &[&str]| load_text(GOOD, sets).unwrap().to_json().unwrap();
     let base = json(&[]);
-    assert_eq!(config_digest(&base), config_digest(&json(&["out=elsewhere"])));
-    assert_ne!(config_digest(&base), config_digest(&json(&["seed=8"])));
     assert!(changes(&base, &json(&["out=elsewhere"])).is_empty());
     let other =
         json(&["ppo.kl_coef=0.1", "ppo.clip_range=0.2", "schedule={constant = {}}", "limits=[]"]);

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use artifact::atomic;
+
 use super::*;
 use crate::interrupt::Interrupted;
 use crate::problems::Problems;
@@ -57,11 +59,15 @@ fn work(ctx: &mut Context, plan: Config) -> anyhow::Result<Results> {
     if let Some(path) = &plan.input {
         ctx.input("train", path)?;
     }
+    if plan.does == "early" {
+        return Err(UsageError::msg("no such device").into());
+    }
+    ctx.start()?;
     match plan.does.as_str() {
         "fail" => anyhow::bail!("row 3 is bad"),
         "usage" => return Err(UsageError::msg("no such device").into()),
         "panic" => panic!("index out of bounds"),
-        "stop" => return Err(Interrupted(crate::Signal::Usr1).into()),
+        "stop" => return Err(Interrupted(Signal::Usr1).into()),
         "thread" => {
             let joined = std::thread::spawn(|| panic!("worker broke")).join();
             return joined
@@ -78,7 +84,7 @@ fn work(ctx: &mut Context, plan: Config) -> anyhow::Result<Results> {
         }
         "deaf" => {
             println!("\nREADY");
-            while !ctx.stop_requested() {
+            while ctx.check_interrupt().is_ok() {
                 std::thread::sleep(Duration::from_millis(5));
             }
             println!("\nASKED");
@@ -289,27 +295,62 @@ fn resume_never_removes_what_was_made() {
 }
 
 #[test]
-fn the_context_tells_runs_apart() {
-    let dir = tempfile::tempdir().unwrap();
-    let context = |path: &str, text: &str| {
-        let path = dir.path().join(path);
-        fs_err::write(&path, text).unwrap();
-        let run = RunDir::create(dir.path().join("run")).unwrap();
-        let mut ctx = Context::detached(run, 1, crate::DeviceSpec::Cpu);
-        ctx.input("train", &path).unwrap();
-        ctx
-    };
-    let base = context("a", "1").inputs_digest();
-    assert_eq!(context("moved", "1").inputs_digest(), base);
-    assert_ne!(context("a", "2").inputs_digest(), base);
+fn what_is_refused_before_the_start_costs_an_earlier_run_nothing() {
+    let yard = Yard::new();
+    assert_eq!(yard.code(&[]), 0);
+    leave(&yard.run_dir().join("checkpoints/step-1/state"));
+    for words in [&["--set", "does=early"][..], &["--set", "does=early", "--resume", "never"]] {
+        assert_eq!(yard.code(words), 2);
+        assert_eq!(yard.manifest().config["does"], "count");
+        let config = fs_err::read_to_string(yard.run_dir().join("config.toml")).unwrap();
+        assert!(config.contains("does = \"count\""), "{config}");
+        assert!(yard.run_dir().join("checkpoints/step-1/state").exists());
+    }
+}
+
+#[test]
+fn a_run_does_not_read_what_it_would_replace() {
+    let yard = Yard::new();
+    assert_eq!(yard.code(&[]), 0);
+    let own = yard.run_dir().join("samples.parquet");
+    let set = format!("input={}", own.display());
     assert_eq!(
-        context("a", "1").config_digest(),
-        config::config_digest(&serde_json::json!({"out": "x"}))
+        yard.report(&["--set", &set]),
+        "error: DIR/run/samples.parquet: the run reads this and would replace it\n\
+         hint: choose another run directory with --out\n"
     );
-    let ctx = context("a", "1");
-    assert!(!ctx.stop_requested() && ctx.check_interrupt().is_ok());
-    ctx.interrupt.request(crate::Signal::Term);
-    assert!(ctx.stop_requested() && ctx.check_interrupt().is_err());
+    assert!(yard.run_dir().join("manifest.json").exists());
+}
+
+#[test]
+fn two_processes_do_not_share_a_run_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = || {
+        let run = RunDir::create(dir.path().join("run")).unwrap();
+        Context::detached(run, 1, crate::DeviceSpec::Cpu)
+    };
+    let mut first = context();
+    first.start().unwrap();
+    let error = report(&context().start().unwrap_err());
+    assert_eq!(
+        error.replace(&dir.path().display().to_string(), "DIR"),
+        "error: DIR/run: another process is at work here\n\
+         hint: wait for it, stop it, or choose another run directory with --out\n"
+    );
+    drop(first);
+    context().start().unwrap();
+}
+
+#[test]
+fn memory_that_runs_out_is_no_defect_and_shows_no_backtrace() {
+    let panic = "called `Result::unwrap()` on an `Err` value: Torch(\"[enforce fail] DefaultCPUAllocator: can't allocate \
+                 memory: you tried to allocate 9 bytes\\nException raised from alloc_cpu at x.cpp\")";
+    let text = report(&internal_error(&panic.to_owned()));
+    assert_eq!(
+        text,
+        "error: out of memory: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes\n\
+         hint: lower micro_batch_tokens or the rows generated at the same time, or set activation_checkpointing\n"
+    );
 }
 
 const CHILD: &str = "TEMPER_TEST_STAGE_CHILD";

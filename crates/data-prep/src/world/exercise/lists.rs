@@ -5,7 +5,7 @@ use rand::Rng as _;
 use super::super::Rng;
 use super::super::draw::{one, some};
 use super::super::lexicon::{ANIMALS, FOODS, Language, OBJECTS, Word};
-use super::{Exercise, Judge, Task};
+use super::{Exercise, Task};
 
 /// Numbers in sorting exercises are below this.
 const NUMBER_END: u32 = 21;
@@ -105,6 +105,5 @@ pub(super) fn count(language: Language, rng: &mut Rng) -> Exercise {
         Language::Ko => format!("{kind}의 수를 세세요: {words}"),
     };
     let key = format!("{kind}/{words}");
-    let exercise = Exercise::single(Task::Count, language, key, user, found);
-    Exercise { judge: Judge::LastNumber, ..exercise }
+    Exercise::single(Task::Count, language, key, user, found)
 }
