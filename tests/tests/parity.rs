@@ -436,8 +436,9 @@ fn bfloat16_is_as_near_the_truth_as_transformers() -> Result<()> {
             let loss = no_grad(|| batch.loss_sum(&decoder))?.double_value(&[])
                 / batch.num_targets() as f64;
             let error = (loss - fixture.number(&format!("/loss/{case}"))).abs();
-            // the unit roundoff of bf16, on a loss of about 5 nats
-            let allowed = fixture.number(&format!("/bf16/{case}/loss_error")).max(2f64.powi(-8));
+            // a target's log-probability is off by about sqrt(2) of a logit's error, those of N targets average out, and
+            // three standard deviations of that are hardly ever passed
+            let allowed = 3.0 * theirs * (2.0 / batch.num_targets() as f64).sqrt();
             ensure!(error <= allowed, "{what}: loss off by {error:.1e}, allowed {allowed:.1e}");
             report(&what, &[("bf16 rms ours", ours), ("theirs", theirs), ("loss", error)]);
         }

@@ -12,6 +12,7 @@
 //! |---|---|
 //! | [`atomic`] | temporary siblings, fsync, rename, leftovers of killed runs |
 //! | [`digest`] | SHA-256 of files and directories |
+//! | [`guard`] | panics of libraries on damaged input |
 //! | [`mod@columns`] | the names of Parquet columns |
 //! | [`tokens`] | token rows: Parquet with tokenizer and counts in the footer |
 //! | [`rows`], [`prompts`] | tables of text and numbers |
@@ -22,6 +23,7 @@ pub mod chain;
 pub mod columns;
 pub mod digest;
 mod error;
+pub mod guard;
 pub mod manifest;
 pub mod mmap;
 mod parquet_file;

@@ -21,6 +21,7 @@ use parquet::file::reader::{ChunkReader, Length};
 
 use crate::atomic::AtomicFile;
 use crate::error::{Error, Result};
+use crate::guard;
 
 /// The footer key under which temper keeps its JSON.
 const FOOTER_KEY: &str = "temper";
@@ -132,9 +133,11 @@ impl ParquetSource {
             .with_batch_size(rows_at_once.max(1))
             .build()
             .map_err(|e| fault(&self.path, &e))?;
-        let path = self.path.clone();
-        Ok(reader.map(move |batch| {
-            batch.map_err(|e| Error::Parquet { path: path.clone(), what: e.to_string() })
+        let (path, mut reader) = (self.path.clone(), reader);
+        let fail = move |what| Error::Parquet { path: path.clone(), what };
+        Ok(std::iter::from_fn(move || match guard::catching(|| reader.next()) {
+            Ok(batch) => batch.map(|batch| batch.map_err(|e| fail(e.to_string()))),
+            Err(panic) => Some(Err(fail(panic))),
         }))
     }
 

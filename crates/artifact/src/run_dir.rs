@@ -133,11 +133,6 @@ impl RunDir {
         self.root.join(SAMPLES)
     }
 
-    /// The file whose lock a running stage holds.
-    pub fn lock_path(&self) -> PathBuf {
-        self.root.join(".lock")
-    }
-
     /// Removes `samples.parquet` where an earlier run left one.
     ///
     /// # Errors

@@ -135,9 +135,7 @@ impl Context {
 
 /// Takes the directory's lock, which ends with the process.
 fn lock(run_dir: &RunDir) -> anyhow::Result<File> {
-    let path = run_dir.lock_path();
-    let file = fs_err::OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
-    let file = file.into_parts().0;
+    let file = fs_err::File::open(run_dir.path())?.into_parts().0;
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => {
             let what = format!("{}: another process is at work here", run_dir.path().display());

@@ -186,6 +186,9 @@ static LAST_PANIC: Mutex<Option<String>> = Mutex::new(None);
 /// `RUST_BACKTRACE` set, the backtrace is part of that report.
 fn catch_panics() {
     panic::set_hook(Box::new(|info| {
+        if artifact::guard::is_guarded() {
+            return;
+        }
         let place = info.location().map_or_else(String::new, |at| format!("at {at}"));
         let trace = Backtrace::capture();
         let trace = match trace.status() {

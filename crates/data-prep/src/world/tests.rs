@@ -156,7 +156,7 @@ fn held_out_prompts_and_combinations_are_not_in_the_training_split() {
         records.iter().partition(|record| field(record, "split") == "train");
     let prompts: HashSet<String> = train.iter().map(|record| prompt(record)).collect();
     assert_eq!(prompts.len(), train.len(), "a training prompt occurs twice");
-    let texts = generate(&spec(1, Part::Pretrain, 6_000, 0));
+    let texts = generate(&spec(1, Part::Pretrain, 4_000, 0));
     let text: String = texts.iter().flat_map(|record| [field(record, "text"), "\n"]).collect();
     let answers: HashSet<(&str, &str)> =
         train.iter().map(|record| (field(record, "task"), answer(record))).collect();
@@ -276,7 +276,7 @@ fn the_village_has_hundreds_of_facts_that_agree() {
 #[test]
 fn stories_and_text_keep_to_the_facts() {
     let village = Village::new(1);
-    let texts = generate(&spec(1, Part::Pretrain, 4_000, 0));
+    let texts = generate(&spec(1, Part::Pretrain, 6_000, 0));
     let mut checked = 0;
     for person in PEOPLE {
         let fact = village.fact(Kind::Pet, person.en).unwrap();

@@ -161,7 +161,14 @@ fn the_other_mistakes_in_a_file_show_their_line_too() {
     hint: `ppo --check --config ...` validates without loading weights
     ");
     // Negative where it cannot be.
-    insta::assert_snapshot!(fails(&GOOD.replace("seed = 7", "seed = -7"), &[]), @"");
+    insta::assert_snapshot!(fails(&GOOD.replace("seed = 7", "seed = -7"), &[]), @r"
+    error: cannot load configs/ppo/tiny.toml
+      caused by: TOML parse error at line 2, column 8
+         2 | seed = -7
+           |        ^^
+         invalid value: integer `-7`, expected u64
+    hint: `ppo --check --config ...` validates without loading weights
+    ");
 }
 
 #[test]
