@@ -60,7 +60,7 @@ impl Input {
 
 /// Rows are filled up to a multiple of this many tokens with a document of its own that nothing reads: matrix kernels are
 /// made for each number of rows they meet, and a run whose batches all differ would make and keep thousands of them.
-const TILE: usize = 64;
+const TILE: usize = torch_ext::head::TILE as usize;
 
 /// A decoder-only transformer with its language-model head.
 #[derive(Debug)]

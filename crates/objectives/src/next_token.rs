@@ -22,7 +22,7 @@ pub struct NextToken {
 /// # Shapes
 /// - `hidden`: `[N, D]`, the final hidden states of the positions *before* each counted token, any float type
 /// - `weight`: `[V, D]`, same type; `bias`: `[V]`
-/// - `targets`: `[N]` i64, the counted tokens
+/// - `targets`: `[N]` i64, the counted tokens; further rows of `hidden` count for nothing
 ///
 /// # Deviations
 /// 1. A sum over counted tokens; the caller divides by the number of counted tokens of the whole optimiser step (all

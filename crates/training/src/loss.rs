@@ -4,6 +4,7 @@ use data::batch::FlatBatch;
 use model::Decoder;
 use objectives::{NextToken, next_token};
 use tch::Tensor;
+use torch_ext::head::TILE;
 
 /// What one micro-batch contributes to a step: sums over its targets, never means.
 #[derive(Debug)]
@@ -26,7 +27,10 @@ pub fn next_token_loss(decoder: &Decoder, batch: &FlatBatch) -> anyhow::Result<L
     let input = decoder.input(&batch.input_ids, &batch.positions, &batch.cu_seqlens)?;
     let device = decoder.device();
     let on_device = |list: &[i64]| Tensor::from_slice(list).to_device(device);
-    let hidden = decoder.hidden(&input)?.index_select(0, &on_device(&batch.target_rows));
+    // Filled up to whole tiles; rows without a target count for nothing.
+    let mut rows = batch.target_rows.clone();
+    rows.resize(rows.len().next_multiple_of(TILE as usize), 0);
+    let hidden = decoder.hidden(&input)?.index_select(0, &on_device(&rows));
     let (weight, bias) = decoder.head();
     let targets = on_device(&batch.target_ids);
     let NextToken { loss_sum, correct, entropy_sum } =

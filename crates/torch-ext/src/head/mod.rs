@@ -16,6 +16,9 @@ const OP: &str = "linear_cross_entropy";
 /// read the weight too often, larger ones leave the cache.
 const CHUNK_LOGITS: i64 = 1 << 22;
 
+/// Rows are best a multiple of this many: see [`linear_cross_entropy`].
+pub const TILE: i64 = 64;
+
 /// What [`linear_cross_entropy`] computes beside the loss, and how.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeadOptions {
@@ -53,6 +56,9 @@ pub struct HeadOutput {
 }
 
 /// Cross-entropy of `softmax((hidden · weightᵀ + bias) / temperature)` against `targets`.
+///
+/// `hidden` may have more rows than there are targets: the rows behind the last target count for nothing and get zero
+/// gradients, so a caller can round the number of rows up and spare the matrix kernels ever new shapes.
 ///
 /// `hidden` `[N, D]`, `weight` `[V, D]` and `bias` `[V]` share a dtype (fp32, bf16, fp16; fp64 gives
 /// fp64 results) and device; `targets` `[N]` is i64 on that device. Chunks of logits are in the
@@ -169,10 +175,11 @@ struct Chunks {
     size: Size,
 }
 
-/// `hidden` [n, d], `weight` [v, d].
+/// `hidden` [padded, d], of which the first `n` rows have a target; `weight` [v, d].
 #[derive(Clone, Copy)]
 struct Size {
     n: i64,
+    padded: i64,
     d: i64,
     v: i64,
     kind: Kind,
@@ -211,16 +218,20 @@ impl Unpacked<'_> {
 impl Chunks {
     fn new(inputs: &[&Tensor], targets: &Tensor, options: &HeadOptions) -> Result<Self> {
         let (hidden, weight) = (inputs[0], inputs[1]);
-        let (n, d, v) = (hidden.size()[0], hidden.size()[1], weight.size()[0]);
-        let size = Size { n, d, v, kind: hidden.kind(), device: hidden.device() };
-        let rows = options.chunk_rows.unwrap_or_else(|| (CHUNK_LOGITS / v.max(1)).max(1));
+        let (padded, d, v) = (hidden.size()[0], hidden.size()[1], weight.size()[0]);
+        let n = targets.size()[0];
+        let size = Size { n, padded, d, v, kind: hidden.kind(), device: hidden.device() };
+        // Whole tiles where there are any, so that the last chunk's size is one of few too.
+        let fitting = (CHUNK_LOGITS / v.max(1)).max(1);
+        let whole = if fitting > TILE { fitting / TILE * TILE } else { fitting };
+        let rows = options.chunk_rows.unwrap_or(whole);
         Ok(Self {
             hidden: SavedTensor::new(hidden)?,
             weight: SavedTensor::new(weight)?,
             bias: inputs.get(2).map(|b| SavedTensor::new(b)).transpose()?,
             targets: targets.detach().contiguous(),
             temperature: options.temperature,
-            rows: rows.min(n.max(1)),
+            rows: rows.min(padded.max(1)),
             size,
         })
     }
@@ -236,10 +247,13 @@ impl Chunks {
         })
     }
 
-    /// First row and length of each chunk.
-    fn ranges(&self) -> impl Iterator<Item = (i64, i64)> + use<> {
-        let (n, rows) = (self.size.n, self.rows);
-        (0..(n + rows - 1) / rows).map(move |i| (i * rows, rows.min(n - i * rows)))
+    /// First row and length of each chunk, and how many of its rows have a target.
+    fn ranges(&self) -> impl Iterator<Item = (i64, i64, i64)> + use<> {
+        let (Size { n, padded, .. }, rows) = (self.size, self.rows);
+        (0..(padded + rows - 1) / rows).map(move |i| {
+            let (start, len) = (i * rows, rows.min(padded - i * rows));
+            (start, len, (n - start).clamp(0, len))
+        })
     }
 
     /// Statistics of every row; with `sums`, also the gradients of the loss.
@@ -247,11 +261,14 @@ impl Chunks {
         let unpacked = self.unpack().map_err(|e| tch::TchError::Torch(e.to_string()))?;
         let options = (self.size.sum_kind(), self.size.device);
         let stats = Tensor::f_empty([self.size.n, rows::COLUMNS], options)?;
-        for (start, len) in self.ranges() {
+        for (start, len, counted) in self.ranges() {
             let logits = unpacked.logits(start, len)?;
-            let targets = self.targets.f_narrow(0, start, len)?;
-            let chunk = stats.f_narrow(0, start, len)?;
-            rows::statistics(&logits, &targets, self.temperature, &chunk, sums.is_some())?;
+            let first = start.min(self.size.n);
+            let targets = self.targets.f_narrow(0, first, counted)?;
+            let chunk = stats.f_narrow(0, first, counted)?;
+            let real = logits.f_narrow(0, 0, counted)?;
+            rows::statistics(&real, &targets, self.temperature, &chunk, sums.is_some())?;
+            clear_tail(&logits, counted)?;
             if let Some(sums) = sums.as_deref_mut() {
                 sums.add(&logits, &unpacked, start)?;
             }
@@ -275,16 +292,29 @@ impl Chunks {
 
     fn backward(&self, stats: &Tensor, coefficients: &Tensor, sums: &mut Sums) -> Result<()> {
         let unpacked = self.unpack()?;
-        let mut chunk = |start, len| {
+        let mut chunk = |start: i64, len, counted| {
             let logits = unpacked.logits(start, len)?;
-            let targets = self.targets.f_narrow(0, start, len)?;
-            let stats = stats.f_narrow(0, start, len)?;
-            let coefficients = coefficients.f_narrow(0, start, len)?;
-            rows::gradient(&logits, &targets, self.temperature, &stats, &coefficients)?;
+            let first = start.min(self.size.n);
+            let targets = self.targets.f_narrow(0, first, counted)?;
+            let stats = stats.f_narrow(0, first, counted)?;
+            let coefficients = coefficients.f_narrow(0, first, counted)?;
+            let real = logits.f_narrow(0, 0, counted)?;
+            rows::gradient(&real, &targets, self.temperature, &stats, &coefficients)?;
+            clear_tail(&logits, counted)?;
             sums.add(&logits, &unpacked, start)
         };
-        self.ranges().try_for_each(|(start, len)| chunk(start, len)).map_err(torch_error)
+        let all = self.ranges().try_for_each(|(start, len, counted)| chunk(start, len, counted));
+        all.map_err(torch_error)
     }
+}
+
+/// Sets the rows that have no target to zero: as gradients they add nothing.
+fn clear_tail(logits: &Tensor, counted: i64) -> std::result::Result<(), tch::TchError> {
+    let tail = logits.size()[0] - counted;
+    if tail > 0 {
+        let _ = logits.f_narrow(0, counted, tail)?.f_zero_()?;
+    }
+    Ok(())
 }
 
 /// The gradients of the inputs, summed over chunks.
@@ -300,7 +330,7 @@ struct Sums {
 
 impl Sums {
     fn new(chunks: &Chunks, needed: &[bool]) -> Self {
-        let Size { n, d, v, kind, device } = chunks.size;
+        let Size { padded, d, v, kind, device, .. } = chunks.size;
         let zeros = |i: usize, shape: &[i64], kind: Kind| {
             let wanted = needed.get(i).copied().unwrap_or(false);
             wanted.then(|| Tensor::zeros(shape, (kind, device)))
@@ -311,7 +341,7 @@ impl Sums {
             .is_some()
             .then(|| Tensor::empty([v, d], (kind, device)))
             .filter(|_| kind != sum_kind);
-        Self { hidden: zeros(0, &[n, d], kind), weight, bias: zeros(2, &[v], sum_kind), part }
+        Self { hidden: zeros(0, &[padded, d], kind), weight, bias: zeros(2, &[v], sum_kind), part }
     }
 
     /// Adds what `grad`, the gradient of the logits of the rows from `start`, gives.
@@ -395,9 +425,9 @@ fn check_arguments(
     if hs.len() != 2 || ws.len() != 2 || hs[1] != ws[1] || ws[0] == 0 {
         return fail(format!("hidden {hs:?} and weight {ws:?} are not [N, D] and [V, D]"));
     }
-    if ts != hs[..1] || targets.kind() != Kind::Int64 {
+    if ts.len() != 1 || ts[0] > hs[0] || targets.kind() != Kind::Int64 {
         let (n, kind) = (hs[0], targets.kind());
-        return fail(format!("targets are {kind:?} {ts:?}, not Int64 [{n}]"));
+        return fail(format!("targets are {kind:?} {ts:?}, not Int64 of at most [{n}]"));
     }
     if bias.is_some_and(|b| b.size() != ws[..1]) {
         return fail(format!("bias {:?} is not [{}]", bias.map(Tensor::size), ws[0]));

@@ -319,8 +319,11 @@ fn wrong_arguments_are_named() {
     let cases = [
         (fail(h, w, b, &with(&[0, 4, 5, -1]), plain), "target 5 in row 2 is outside 0..5"),
         (fail(h, w, b, &with(&[0, -100, 5, 1]), plain), "target -100 in row 1 is outside 0..5"),
-        (fail(h, w, b, &with(&[0]), plain), "targets are Int64 [1], not Int64 [4]"),
-        (fail(h, w, b, &t.to_kind(Kind::Int), plain), "targets are Int [4], not Int64 [4]"),
+        (fail(h, w, b, &with(&[0; 5]), plain), "targets are Int64 [5], not Int64 of at most [4]"),
+        (
+            fail(h, w, b, &t.to_kind(Kind::Int), plain),
+            "targets are Int [4], not Int64 of at most [4]",
+        ),
         (
             fail(h, &w.tr(), b, t, plain),
             "hidden [4, 8] and weight [8, 5] are not [N, D] and [V, D]",
@@ -350,4 +353,35 @@ fn cuda_equals_plain_autograd() {
     let mut case = Case::new((40, 32, 300), true, Kind::BFloat16, device);
     case.hidden = (case.hidden.detach() * 0.3).set_requires_grad(true);
     check(&case, &options, 4.0 * 2f64.powi(-9), 8.0 * 2f64.powi(-9));
+}
+
+#[test]
+fn rows_behind_the_last_target_count_for_nothing() {
+    for (kind, chunk_rows) in
+        [(Kind::Float, Some(3)), (Kind::Float, None), (Kind::BFloat16, Some(4))]
+    {
+        let whole = Case::new((13, 8, 11), true, kind, Device::Cpu);
+        let short = Case {
+            hidden: whole.hidden.detach().narrow(0, 0, 6).copy().set_requires_grad(true),
+            targets: whole.targets.narrow(0, 0, 6),
+            weight: whole.weight.detach().copy().set_requires_grad(true),
+            bias: whole.bias.as_ref().map(|b| b.detach().copy().set_requires_grad(true)),
+        };
+        let padded = Case { targets: whole.targets.narrow(0, 0, 6), ..whole };
+        for wanted in [false, true] {
+            let options =
+                HeadOptions { want_logprobs: wanted, chunk_rows, ..HeadOptions::default() };
+            let (a, b) = (short.run(&options), padded.run(&options));
+            close("loss", &b.loss_sum, &a.loss_sum, 1e-6);
+            assert_eq!(i64::try_from(&a.correct).unwrap(), i64::try_from(&b.correct).unwrap());
+            let a = grads(&[&a.loss_sum], &[None], &short.inputs());
+            let b = grads(&[&b.loss_sum], &[None], &padded.inputs());
+            let tolerance = if kind == Kind::Float { 1e-6 } else { 1e-2 };
+            close("hidden", &b[0].narrow(0, 0, 6), &a[0], tolerance);
+            assert_eq!(max_error(&b[0].narrow(0, 6, 7), &b[0].narrow(0, 6, 7).zeros_like()), 0.0);
+            for (a, b) in a.iter().zip(&b).skip(1) {
+                close("weight and bias", b, a, tolerance);
+            }
+        }
+    }
 }
