@@ -1,7 +1,7 @@
 //! What every training stage does around its loop: the device at the start, the model's files at the end.
 
 use data::tokenizer::Tokenizer;
-use model::Decoder;
+use model::{Decoder, Precision};
 use serde_json::{Map, Value};
 use stage::{Context, ErrorExt as _};
 use tch::Device;
@@ -62,6 +62,13 @@ pub fn train_on_texts(
 ) -> anyhow::Result<Map<String, Value>> {
     if let Some(p) = plan.supervised.settings.dropout {
         decoder.set_dropout(model::config::Dropout { embedding: p, attention: p, residual: p });
+    }
+    let precision = decoder.precision();
+    if decoder.device() == Device::Cpu
+        && precision == Precision::Bf16
+        && device::cpu_bf16() == device::CpuBf16::Emulated
+    {
+        tracing::warn!("this CPU has no bf16 instructions: train.precision = \"fp32\" is faster here");
     }
     let mut results = train(ctx, decoder, &plan.supervised, &next_token_loss)?;
     save_model(ctx, decoder, &plan.tokenizer, &plan.save)?;
