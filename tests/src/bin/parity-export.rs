@@ -40,8 +40,12 @@ fn main() -> Result<()> {
     let texts = corpus::texts(400);
     let texts = texts.iter().filter_map(|row| row["text"].as_str().map(str::to_owned));
     let texts: Vec<String> = texts.collect();
-    let trained = Tokenizer::train_bpe(texts.into_iter(), &BpeOptions::default())?;
-    write_tokenizer(&trained, &out.join("qwen2-fp32"))?;
+    // transformers 5 gives every qwen2 model Qwen's own way of splitting words, which takes digits one by one.
+    for (max_digits, beside) in [(3, "gpt2-fp32"), (1, "qwen2-fp32")] {
+        let options = BpeOptions { max_digits, ..BpeOptions::default() };
+        let trained = Tokenizer::train_bpe(texts.iter().cloned(), &options)?;
+        write_tokenizer(&trained, &out.join(beside))?;
+    }
     for (index, given) in args.enumerate() {
         let dir = out.join(format!("given-{index}"));
         take(&artifact::model_dir(&given)?, &dir)?;
