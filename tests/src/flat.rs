@@ -1,9 +1,10 @@
 //! Flat batches from the padded rows of a fixture, and the loss on them.
 
 use anyhow::Result;
+use data::batch::FlatBatch;
 use model::Decoder;
-use objectives::next_token;
 use tch::{Kind, Tensor};
+use training::loss::next_token_loss;
 
 /// Label of a token that does not count, as in transformers.
 pub const IGNORED: i64 = -100;
@@ -87,11 +88,14 @@ impl Flat {
     /// # Errors
     /// If the model refuses the batch.
     pub fn loss_sum(&self, decoder: &Decoder) -> Result<Tensor> {
-        let (weight, bias) = decoder.head();
-        let rows = Tensor::from_slice(&self.target_rows);
-        let hidden = self.hidden(decoder)?.index_select(0, &rows);
-        let targets = Tensor::from_slice(&self.target_ids);
-        Ok(next_token(&hidden, &weight, bias.as_ref(), &targets)?.loss_sum)
+        let batch = FlatBatch {
+            input_ids: self.ids.clone(),
+            positions: self.positions.clone(),
+            cu_seqlens: self.cu_seqlens.clone(),
+            target_rows: self.target_rows.clone(),
+            target_ids: self.target_ids.clone(),
+        };
+        Ok(next_token_loss(decoder, &batch)?.sum)
     }
 
     /// Mean loss, and gradients of it left in the model's parameters (cleared first).

@@ -368,6 +368,59 @@ mod tests {
         assert_eq!(train.problems().to_string(), expected);
     }
 
+    fn keys(value: &serde_json::Value, found: &mut Vec<String>) {
+        for (key, inner) in value.as_object().into_iter().flatten() {
+            found.push(key.clone());
+            keys(inner, found);
+        }
+    }
+
+    /// The shipped files are the reference: every key that the program knows is in them, if only in a comment.
+    #[test]
+    fn the_shipped_files_show_every_key() {
+        let train = parse(
+            "epochs = 1\nsteps = 1\nbatch_size.tokens = 1\nmicro_batch_tokens = 1\ndropout = 0.1\n\
+             [optimizer]\nlearning_rate = 1\nmax_grad_norm = 1\n\
+             [schedule.wsd]\nwarmup_steps = 1\nwarmup_ratio = 0.1\ndecay_ratio = 0.1\n\
+             [eval]\nevery_steps = 1\nmax_tokens = 1\nearly_stopping_patience = 1\n[checkpoint]\nevery_steps = 1\n",
+        );
+        let path = PathBuf::from("x");
+        let data = Data {
+            train: vec![path.clone()],
+            validation: vec![path.clone()],
+            tokenizer: Some(path.clone()),
+        };
+        let samples =
+            Samples { prompts: path, max_prompts: Some(1), max_new_tokens: 1, batch_rows: 1 };
+        let save = Save::default();
+        let all =
+            serde_json::json!({"train": train, "data": data, "samples": samples, "save": save});
+        let mut known = Vec::new();
+        keys(&all, &mut known);
+        assert!(known.len() > 35, "{known:?}");
+        let files = [
+            include_str!("../../../configs/pretrain.toml"),
+            include_str!("../../../configs/sft.toml"),
+        ];
+        for file in files {
+            let table: toml::Table = file.parse().unwrap();
+            let train: Train = table["train"].clone().try_into().unwrap();
+            assert_eq!(train.problems().to_string(), "");
+            for key in &known {
+                // One schedule is shown in each file.
+                let shown =
+                    [format!("{key} = "), format!("{key}]"), format!("{key}."), format!("{key}: ")];
+                let schedules = ["wsd", "decay_ratio", "decay"].contains(&key.as_str());
+                let found = shown.iter().any(|form| file.contains(form));
+                assert!(
+                    found || schedules,
+                    "`{key}` is not in the file that begins {:?}",
+                    &file[..60]
+                );
+            }
+        }
+    }
+
     #[test]
     fn a_run_needs_one_length() {
         let both = parse(&format!("steps = 3\n{LEAST}")).problems().to_string();

@@ -68,7 +68,9 @@ pub fn train_on_texts(
         && precision == Precision::Bf16
         && device::cpu_bf16() == device::CpuBf16::Emulated
     {
-        tracing::warn!("this CPU has no bf16 instructions: train.precision = \"fp32\" is faster here");
+        tracing::warn!(
+            "this CPU has no bf16 instructions: train.precision = \"fp32\" is faster here"
+        );
     }
     let mut results = train(ctx, decoder, &plan.supervised, &next_token_loss)?;
     save_model(ctx, decoder, &plan.tokenizer, &plan.save)?;
