@@ -154,7 +154,7 @@ impl Progress {
 
 fn bar(label: &str, total: Option<u64>, first: u64) -> ProgressBar {
     let template = match total {
-        Some(_) => "{prefix} {bar:24} {human_pos}/{human_len} eta {eta} {wide_msg}",
+        Some(_) => "{prefix} {bar:10} {human_pos}/{human_len} eta {eta} {wide_msg}",
         None => "{prefix} {spinner} {human_pos} {elapsed} {wide_msg}",
     };
     let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::hidden());
