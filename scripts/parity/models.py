@@ -244,6 +244,15 @@ def check_generate(model: PreTrainedModel, batches: Batches, expected: torch.Ten
     assert torch.equal(out[:, batches.prompts.shape[1] :], expected), "generate() differs from the plain loop"
 
 
+def bfloat16_gradient_error(model: PreTrainedModel, batches: Batches, exact: Tensors) -> float:
+    """What bfloat16 does to the gradients in transformers: the distance of all together, relative to their norm."""
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    half(**batches.kwargs("padded"), use_cache=False).loss.backward()
+    grads = {name: p.grad.double() for name, p in half.named_parameters()}
+    error = sum(float(((grads[name] - want.double()) ** 2).sum()) for name, want in exact.items())
+    return (error / sum(float((want.double() ** 2).sum()) for want in exact.values())) ** 0.5
+
+
 def bfloat16(model: PreTrainedModel, batches: Batches, exact: dict[str, Forward]) -> tuple[Tensors, dict[str, Any]]:
     """The same model in bfloat16. `rms` and `max` are what rounding alone does to transformers' logits."""
     half = copy.deepcopy(model).to(torch.bfloat16)
@@ -342,6 +351,7 @@ def write_architecture(name: str, config: PretrainedConfig, out: Path, seed: int
                 **ADAMW,
                 "loss": [s.loss for s in steps],
                 "grad_norm": [s.grad_norm for s in steps],
+                "bf16_grad_error": bfloat16_gradient_error(model, batches, steps[0].grads),
                 "grad_noise": noise("grads", 0),
                 # Where the true gradient is 0 (the bias of GPT-2's keys: softmax ignores it), Adam turns rounding
                 # into steps of the learning rate; these numbers are large exactly there.

@@ -477,8 +477,12 @@ fn bfloat16_gradients_point_the_same_way() -> Result<()> {
             total += want.square().sum(Kind::Double).double_value(&[]);
         }
         let relative = (error / total).sqrt();
-        // some 24 roundings of 2^-9 one after another in two layers and back, each carried on by factors of a few
-        ensure!(relative < 0.05, "{}: bf16 gradients are off by {relative:.3}", fixture.name);
+        let theirs = fixture.number("/train/bf16_grad_error");
+        ensure!(
+            relative < 1.5 * theirs,
+            "{}: bf16 gradients are off by {relative:.3}, transformers' by {theirs:.3}",
+            fixture.name
+        );
         report(&fixture.name, &[("bf16 gradient, relative", relative)]);
     }
     Ok(())

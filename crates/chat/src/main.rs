@@ -107,7 +107,11 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let device = device::resolve(&args.device.to_string()).usage()?;
     let options = LoadOptions { device, precision: args.precision, trainable: false };
     let decoder = Decoder::load(&dir, &options)?;
-    let interrupt = Interrupt::install(&[Signal::Int])?;
+    // One answer ends with its program; in a conversation Ctrl-C ends the answer only.
+    let interrupt = match args.prompt {
+        Some(_) => Interrupt::none(),
+        None => Interrupt::install(&[Signal::Int])?,
+    };
     let end_of_turn = template.as_ref().and_then(ChatTemplate::end_of_turn);
     let mut speaker = Speaker::new(&decoder, &tokenizer, end_of_turn, args, &interrupt)?;
     match (&template, &args.prompt) {
