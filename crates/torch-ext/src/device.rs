@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use tch::Device;
 
-use crate::ffi;
+use crate::{ffi, memory};
 
 /// Whether CUDA can be used in this process, and if not, why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,11 +92,12 @@ fn reason(error: &libloading::Error) -> String {
 }
 
 /// The device that `spec` names: `auto` (the first CUDA device, else the CPU), `cpu`, `cuda`
-/// (the first) or `cuda:N`.
+/// (the first) or `cuda:N`. Also sets the allocator up: see [`memory::keep_freed`].
 ///
 /// # Errors
 /// The name is unknown, or that device is not there (the error says what is).
 pub fn resolve(spec: &str) -> Result<Device, DeviceError> {
+    memory::keep_freed();
     let cuda = |index: usize| {
         let status = load_cuda();
         if index < status.devices() {

@@ -57,6 +57,7 @@ unsafe extern "C" {
     pub(crate) fn te_device_count(out: *mut i64) -> *mut c_char;
     pub(crate) fn te_memory_stats(device: i64, out: *mut MemoryStats) -> *mut c_char;
     pub(crate) fn te_reset_peak_stats(device: i64) -> *mut c_char;
+    pub(crate) fn te_keep_freed() -> bool;
     pub(crate) fn te_empty_cache() -> *mut c_char;
     pub(crate) fn te_generator_get(device: i64, out: *mut Ptr) -> *mut c_char;
     pub(crate) fn te_generator_set(device: i64, state: Ptr) -> *mut c_char;

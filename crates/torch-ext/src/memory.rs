@@ -1,4 +1,4 @@
-//! CUDA memory: what the caching allocator holds and what the device has.
+//! Memory: how freed memory is kept on the CPU; what CUDA's caching allocator holds and what the device has.
 
 use tch::Device;
 
@@ -25,6 +25,16 @@ pub struct CudaStats {
     pub alloc_retries: u64,
     /// Allocations that failed.
     pub ooms: u64,
+}
+
+/// Makes the C library's allocator keep freed memory for the next tensor instead of returning it to the system; returns
+/// whether it did (glibc only). Done by [`crate::device::resolve`].
+///
+/// By default glibc maps every large tensor anew, and the system clears each of its pages: in training that took a third of
+/// the time of GPT-2 124M. The process keeps its peak memory instead.
+pub fn keep_freed() -> bool {
+    // SAFETY: sets options of the allocator; no arguments.
+    unsafe { ffi::te_keep_freed() }
 }
 
 /// Memory statistics of `device`.
@@ -93,6 +103,29 @@ mod tests {
     fn a_cuda_device_beyond_the_last_is_named() {
         let error = reset_peak(Device::Cuda(4096)).unwrap_err().to_string();
         assert!(error.starts_with("memory: cuda:4096 is not there ("), "{error}");
+    }
+
+    #[test]
+    #[cfg(target_env = "gnu")]
+    fn freed_memory_is_kept_for_the_next_tensor() {
+        assert!(keep_freed());
+        // 64 MiB of fresh memory are 16,384 pages, half of them or more touched by this thread. Another test may take the
+        // freed piece in between, but hardly five times.
+        let faults = || {
+            let before = minor_faults();
+            drop(tch::Tensor::ones([64 << 20], (tch::Kind::Int8, tch::Device::Cpu)));
+            minor_faults() - before
+        };
+        faults();
+        let fewest = (0..5).map(|_| faults()).min();
+        assert!(fewest < Some(1024), "{fewest:?} page faults");
+    }
+
+    /// Page faults of this thread so far: field 10 of proc(5)'s stat.
+    #[cfg(target_env = "gnu")]
+    fn minor_faults() -> u64 {
+        let stat = fs_err::read_to_string("/proc/thread-self/stat").unwrap();
+        stat.rsplit(')').next().unwrap().split_whitespace().nth(7).unwrap().parse().unwrap()
     }
 
     #[test]

@@ -16,6 +16,10 @@ const OP: &str = "linear_cross_entropy";
 /// read the weight too often, larger ones leave the cache.
 const CHUNK_LOGITS: i64 = 1 << 22;
 
+/// Rows a chunk has at least: the product that gives the weight's gradient sums over them, and over few it only
+/// writes memory. Measured for 50,257 tokens: 64 rows run at a third of the speed of 512.
+const CHUNK_ROWS: i64 = 512;
+
 /// Rows are best a multiple of this many: see [`linear_cross_entropy`].
 pub const TILE: i64 = 64;
 
@@ -28,7 +32,7 @@ pub struct HeadOptions {
     pub want_logprobs: bool,
     /// Return the entropy of each token's distribution.
     pub want_entropy: bool,
-    /// Rows a chunk; `None` picks them so that a chunk holds about four million logits.
+    /// Rows a chunk; `None` picks them so that a chunk holds about four million logits, in 512 rows at least.
     pub chunk_rows: Option<i64>,
 }
 
@@ -222,8 +226,7 @@ impl Chunks {
         let n = targets.size()[0];
         let size = Size { n, padded, d, v, kind: hidden.kind(), device: hidden.device() };
         // Whole tiles where there are any, so that the last chunk's size is one of few too.
-        let fitting = (CHUNK_LOGITS / v.max(1)).max(1);
-        let whole = if fitting > TILE { fitting / TILE * TILE } else { fitting };
+        let whole = (CHUNK_LOGITS / v.max(1)).max(CHUNK_ROWS) / TILE * TILE;
         let rows = options.chunk_rows.unwrap_or(whole);
         Ok(Self {
             hidden: SavedTensor::new(hidden)?,
