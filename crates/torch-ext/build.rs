@@ -34,7 +34,9 @@ fn build(libtorch: &Path) {
         .flag(libtorch.join("include/torch/csrc/api/include"))
         .define("GLOG_USE_GLOG_EXPORT", None)
         .define("_GLIBCXX_USE_CXX11_ABI", "1");
-    for file in ["support", "autograd", "foreach", "attention", "head"] {
+    for file in
+        ["support", "allocator", "autograd", "foreach", "attention", "head", "fused", "linear"]
+    {
         shim.file(format!("{SHIM}/{file}.cpp"));
     }
     shim.compile("torch_ext_shim");

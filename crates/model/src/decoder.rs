@@ -4,6 +4,7 @@ mod layer;
 mod linear;
 mod mlp;
 mod norm;
+mod packed;
 mod rotary;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use crate::random::{Philox, stream_of};
 use crate::weights::{self, WeightFiles};
 use layer::Layer;
 use norm::Norm;
+pub(crate) use packed::Packed;
 use rotary::{Rotary, Rotation};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
@@ -305,18 +307,21 @@ impl Decoder {
         Ok(outputs.remove(0))
     }
 
-    /// Hidden states `[T, D]` with attention given by the caller, for the key-value cache. No dropout.
+    /// Hidden states `[T, D]` before the final norm, with attention given by the caller, for the key-value cache. No
+    /// dropout.
     ///
     /// `attend` gets the layer's index and what [`Layer::forward`] hands to its own.
     pub(crate) fn hidden_with(
         &self,
         input_ids: &Tensor,
         positions: &Tensor,
+        packed: Option<&Packed>,
         mut attend: impl FnMut(usize, &Tensor, &Tensor, &Tensor, &Varlen) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let rotation = self.rotation(positions);
         let mut hidden = self.embed(input_ids, positions, false);
-        for (index, layer) in self.layers.iter().enumerate() {
+        let layers = packed.map_or(&self.layers, |packed| &packed.layers);
+        for (index, layer) in layers.iter().enumerate() {
             let mut attend = |q: &Tensor, k: &Tensor, v: &Tensor, options: &Varlen| {
                 attend(index, q, k, v, options)
             };

@@ -1,9 +1,11 @@
 //! Parameters: fp32 masters, the copies that compute runs on, and their gradients.
 
+use crate::error::Result;
 use crate::layout::{BlockId, BlockSpec};
 use crate::precision::Precision;
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor, no_grad};
+use torch_ext::autograd;
 
 /// One trainable parameter as an optimiser sees it.
 #[derive(Debug)]
@@ -128,6 +130,11 @@ impl Params {
     /// Where the parameters are.
     pub fn device(&self) -> Device {
         self.device
+    }
+
+    /// A number that grows with every change of the compute weights.
+    pub(crate) fn version(&self) -> Result<u64> {
+        self.blocks.iter().map(|block| Ok(autograd::version(&block.compute)?)).sum()
     }
 
     /// All names, in the order of the model.

@@ -34,6 +34,15 @@ pub(crate) struct AttentionOptions {
     pub max_len: i64,
 }
 
+/// What the CPU allocator holds; mirrored in `shim.h`.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct CpuMemory {
+    pub allocated: i64,
+    pub peak_allocated: i64,
+    pub reserved: i64,
+}
+
 /// One row of `te_memory_stats`; mirrored in `shim.h`.
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy)]
@@ -57,7 +66,10 @@ unsafe extern "C" {
     pub(crate) fn te_device_count(out: *mut i64) -> *mut c_char;
     pub(crate) fn te_memory_stats(device: i64, out: *mut MemoryStats) -> *mut c_char;
     pub(crate) fn te_reset_peak_stats(device: i64) -> *mut c_char;
-    pub(crate) fn te_keep_freed() -> bool;
+    pub(crate) fn te_keep_freed();
+    pub(crate) fn te_cpu_memory() -> CpuMemory;
+    pub(crate) fn te_cpu_reset_peak();
+    pub(crate) fn te_cpu_release();
     pub(crate) fn te_empty_cache() -> *mut c_char;
     pub(crate) fn te_generator_get(device: i64, out: *mut Ptr) -> *mut c_char;
     pub(crate) fn te_generator_set(device: i64, state: Ptr) -> *mut c_char;
@@ -157,6 +169,30 @@ unsafe extern "C" {
         results: *mut Ptr,
     ) -> *mut c_char;
 
+    pub(crate) fn te_norm_forward(tensors: *const Ptr, eps: f64, results: *mut Ptr) -> *mut c_char;
+    pub(crate) fn te_norm_backward(tensors: *const Ptr, results: *mut Ptr) -> *mut c_char;
+    pub(crate) fn te_gelu_tanh(x: Ptr, grad: Ptr, result: *mut Ptr) -> *mut c_char;
+    pub(crate) fn te_swiglu(x: Ptr, grad: Ptr, result: *mut Ptr) -> *mut c_char;
+    pub(crate) fn te_rotate(x: Ptr, cos: Ptr, sin: Ptr, inverse: bool, out: Ptr) -> *mut c_char;
+    pub(crate) fn te_attend_cached(
+        tensors: *const Ptr,
+        slots: *const i64,
+        lengths: *const i64,
+        scale: f64,
+        window: i64,
+        result: *mut Ptr,
+    ) -> *mut c_char;
+    pub(crate) fn te_sample(
+        logits: Ptr,
+        temperatures: *const f32,
+        uniforms: *const f64,
+        ids: *mut i64,
+        logprobs: *mut f32,
+    ) -> *mut c_char;
+    pub(crate) fn te_linear_packs() -> bool;
+    pub(crate) fn te_linear_pack(weight: Ptr, rows: i64, result: *mut Ptr) -> *mut c_char;
+    pub(crate) fn te_linear_packed(x: Ptr, packed: Ptr, bias: Ptr, result: *mut Ptr)
+    -> *mut c_char;
     pub(crate) fn te_head_stats(
         logits: Ptr,
         targets: Ptr,
@@ -219,6 +255,14 @@ pub(crate) fn take_opt(tensor: Ptr) -> Option<Tensor> {
 
 /// Takes over `N` tensors that a successful shim call wrote.
 pub(crate) fn take<const N: usize>(op: &'static str, tensors: [Ptr; N]) -> Result<[Tensor; N]> {
+    take_some(op, tensors)
+}
+
+/// Takes over the tensors that a successful shim call wrote, which must be `N` of the `M` it could have written.
+pub(crate) fn take_some<const M: usize, const N: usize>(
+    op: &'static str,
+    tensors: [Ptr; M],
+) -> Result<[Tensor; N]> {
     let taken: Vec<Tensor> = tensors.into_iter().filter_map(take_opt).collect();
     taken.try_into().map_err(|_| TorchError::Libtorch { op, message: "missing result".into() })
 }

@@ -13,7 +13,10 @@
 //! | [`attention`] | causal attention over a flat row of documents |
 //! | [`checkpoint`] | activation checkpointing |
 //! | [`head`] | linear + cross-entropy that never holds the full logits |
-//! | [`memory`] | CUDA memory statistics |
+//! | [`fused`] | norms, activations and rotary positions in one pass each |
+//! | [`linear`] | linear layers whose weights are laid out once for the CPU's matrix kernels |
+//! | [`sample`] | a token for each row of logits |
+//! | [`memory`] | freed memory kept for the next tensor; statistics |
 
 #![allow(unsafe_code, reason = "this crate is where the unsafe code of the workspace lives")]
 
@@ -24,10 +27,13 @@ pub mod device;
 mod error;
 mod ffi;
 pub mod foreach;
+pub mod fused;
 pub mod generator;
 pub mod head;
+pub mod linear;
 pub mod memory;
 pub mod optim;
+pub mod sample;
 #[cfg(test)]
 mod testing;
 

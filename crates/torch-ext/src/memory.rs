@@ -27,14 +27,36 @@ pub struct CudaStats {
     pub ooms: u64,
 }
 
-/// Makes the C library's allocator keep freed memory for the next tensor instead of returning it to the system; returns
-/// whether it did (glibc only). Done by [`crate::device::resolve`].
+/// Memory of the CPU's tensors of 64 KiB and more, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpuStats {
+    /// In tensors now, rounded up to the allocator's sizes.
+    pub allocated: u64,
+    /// Highest `allocated` since [`keep_freed`] or [`reset_peak`].
+    pub peak_allocated: u64,
+    /// Taken from the system now: in tensors or kept for the next.
+    pub reserved: u64,
+}
+
+/// Makes the CPU keep freed tensors' memory for the next tensors, for the rest of the process, as CUDA's caching allocator
+/// does: at most an eighth more than the most that was in tensors at a time. [`crate::device::resolve`] calls it.
 ///
-/// By default glibc maps every large tensor anew, and the system clears each of its pages: in training that took a third of
-/// the time of GPT-2 124M. The process keeps its peak memory instead.
-pub fn keep_freed() -> bool {
-    // SAFETY: sets options of the allocator; no arguments.
+/// The C library maps every large tensor anew, and the system clears each of its pages: a third of the time of a training
+/// step of GPT-2 124M.
+pub fn keep_freed() {
+    // SAFETY: no arguments; safe to call again and from any thread.
     unsafe { ffi::te_keep_freed() }
+}
+
+/// What the CPU's tensors hold; all 0 before [`keep_freed`].
+pub fn cpu_stats() -> CpuStats {
+    // SAFETY: no arguments.
+    let raw = unsafe { ffi::te_cpu_memory() };
+    CpuStats {
+        allocated: raw.allocated as u64,
+        peak_allocated: raw.peak_allocated as u64,
+        reserved: raw.reserved as u64,
+    }
 }
 
 /// Memory statistics of `device`.
@@ -60,17 +82,24 @@ pub fn cuda_stats(device: Device) -> Result<CudaStats> {
 /// Sets the peaks of `device` to the present values.
 ///
 /// # Errors
-/// `device` is not a CUDA device that is there.
+/// `device` is neither the CPU nor a CUDA device that is there.
 pub fn reset_peak(device: Device) -> Result<()> {
+    if device == Device::Cpu {
+        // SAFETY: no arguments.
+        unsafe { ffi::te_cpu_reset_peak() };
+        return Ok(());
+    }
     // SAFETY: takes a number.
     ffi::check(OP, unsafe { ffi::te_reset_peak_stats(cuda_index(device)?) })
 }
 
-/// Returns the caching allocator's unused memory to the devices. Does nothing without CUDA.
+/// Returns the caching allocators' unused memory to the system and to CUDA devices.
 ///
 /// # Errors
 /// CUDA reports one.
 pub fn empty_cache() -> Result<()> {
+    // SAFETY: no arguments.
+    unsafe { ffi::te_cpu_release() };
     // SAFETY: no arguments.
     ffi::check(OP, unsafe { ffi::te_empty_cache() })
 }
@@ -105,27 +134,46 @@ mod tests {
         assert!(error.starts_with("memory: cuda:4096 is not there ("), "{error}");
     }
 
-    #[test]
-    #[cfg(target_env = "gnu")]
-    fn freed_memory_is_kept_for_the_next_tensor() {
-        assert!(keep_freed());
-        // 64 MiB of fresh memory are 16,384 pages, half of them or more touched by this thread. Another test may take the
-        // freed piece in between, but hardly five times.
-        let faults = || {
-            let before = minor_faults();
-            drop(tch::Tensor::ones([64 << 20], (tch::Kind::Int8, tch::Device::Cpu)));
-            minor_faults() - before
-        };
-        faults();
-        let fewest = (0..5).map(|_| faults()).min();
-        assert!(fewest < Some(1024), "{fewest:?} page faults");
+    fn cpu_tensor(mib: i64) -> tch::Tensor {
+        tch::Tensor::ones([mib << 20], (tch::Kind::Int8, Device::Cpu))
     }
 
-    /// Page faults of this thread so far: field 10 of proc(5)'s stat.
-    #[cfg(target_env = "gnu")]
-    fn minor_faults() -> u64 {
-        let stat = fs_err::read_to_string("/proc/thread-self/stat").unwrap();
-        stat.rsplit(')').next().unwrap().split_whitespace().nth(7).unwrap().parse().unwrap()
+    #[test]
+    fn freed_memory_serves_the_next_tensor() {
+        keep_freed();
+        // Another test may take the freed memory in between, but hardly every time.
+        let reused = (0..5).any(|_| {
+            let first = cpu_tensor(100);
+            let address = first.data_ptr();
+            drop(first);
+            // A little smaller: the same size class.
+            let second = tch::Tensor::ones([(100 << 20) - 5000], (tch::Kind::Int8, Device::Cpu));
+            second.data_ptr() == address
+                && second.sum(tch::Kind::Int64).int64_value(&[]) == (100 << 20) - 5000
+        });
+        assert!(reused);
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_by_what_was_used_and_can_be_released() {
+        keep_freed();
+        let held = cpu_tensor(300);
+        let stats = cpu_stats();
+        assert!(
+            stats.allocated >= 300 << 20 && stats.peak_allocated >= stats.allocated,
+            "{stats:?}"
+        );
+        drop(held);
+        // Sizes that do not serve one another: without a bound all would be kept, 900 MiB.
+        for mib in [100, 50, 25, 200, 150, 75, 300] {
+            drop(cpu_tensor(mib));
+        }
+        let stats = cpu_stats();
+        assert!(stats.reserved <= stats.peak_allocated + stats.peak_allocated / 8, "{stats:?}");
+        empty_cache().unwrap();
+        assert!(cpu_stats().reserved < 300 << 20, "{:?}", cpu_stats());
+        reset_peak(Device::Cpu).unwrap();
+        assert!(cpu_stats().peak_allocated < 300 << 20, "{:?}", cpu_stats());
     }
 
     #[test]

@@ -81,6 +81,18 @@ impl Layer {
         }
     }
 
+    /// A handle on the same tensors whose linear layers are packed for inputs of about `rows` rows, to run without
+    /// gradients.
+    pub(crate) fn pack(&self, rows: i64) -> Result<Self> {
+        let mut layer = self.share();
+        for linear in
+            [&mut layer.qkv, &mut layer.attention_out, &mut layer.mlp.input, &mut layer.mlp.output]
+        {
+            linear.pack(rows)?;
+        }
+        Ok(layer)
+    }
+
     pub(crate) fn set_dropout(&mut self, dropout: Dropout) {
         self.attention.dropout_p = dropout.attention;
         self.residual_dropout = dropout.residual;
@@ -112,14 +124,14 @@ impl Layer {
         let dropout_p = if training { self.attention.dropout_p } else { 0.0 };
         let attended = attend(&q, &k, &v, &Varlen { dropout_p, ..self.attention })?;
         let attended = attended.reshape([-1, self.heads * self.head_dim]);
-        let hidden = self.add_to(hidden, &self.attention_out, &attended, training);
+        let hidden = self.add_to(hidden, &self.attention_out, &attended, training)?;
         let inner = self.mlp.inner(&self.mlp_norm.forward(&hidden)?)?;
-        Ok(self.add_to(&hidden, &self.mlp.output, &inner, training))
+        self.add_to(&hidden, &self.mlp.output, &inner, training)
     }
 
     fn query_key_value(&self, normed: &Tensor, rotation: Option<&Rotation>) -> Result<[Tensor; 3]> {
         let (heads, kv_heads, size) = (self.heads, self.kv_heads, self.head_dim);
-        let qkv = self.qkv.forward(normed);
+        let qkv = self.qkv.forward(normed)?;
         if let (Some(rotation), None) = (rotation, &self.head_norms) {
             return rotation.split(&qkv, heads, kv_heads, size);
         }
@@ -139,9 +151,15 @@ impl Layer {
         Ok([q, k, v])
     }
 
-    fn add_to(&self, hidden: &Tensor, linear: &Linear, x: &Tensor, training: bool) -> Tensor {
+    fn add_to(
+        &self,
+        hidden: &Tensor,
+        linear: &Linear,
+        x: &Tensor,
+        training: bool,
+    ) -> Result<Tensor> {
         if training && self.residual_dropout > 0.0 {
-            return linear.forward(x).dropout(self.residual_dropout, true) + hidden;
+            return Ok(linear.forward(x)?.dropout(self.residual_dropout, true) + hidden);
         }
         linear.forward_onto(hidden, x)
     }

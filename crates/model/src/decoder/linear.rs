@@ -1,8 +1,10 @@
 //! A linear layer: the seam at which low-rank, quantised and bottleneck adapters attach.
 
+use crate::error::Result;
 use crate::layout::Affine;
 use crate::params::Params;
 use tch::Tensor;
+use torch_ext::linear::Packed;
 
 /// How a weight is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,12 +21,14 @@ pub(crate) struct Linear {
     pub(crate) weight: Tensor,
     pub(crate) bias: Option<Tensor>,
     pub(crate) layout: WeightLayout,
+    /// A copy of the weight for the CPU's matrix kernels, used where it is: only where nothing trains.
+    packed: Option<Packed>,
 }
 
 impl Linear {
     pub(crate) fn new(params: &Params, affine: Affine, layout: WeightLayout) -> Self {
         let bias = affine.bias.map(|block| params.leaf(block));
-        Self { weight: params.leaf(affine.weight), bias, layout }
+        Self { weight: params.leaf(affine.weight), bias, layout, packed: None }
     }
 
     /// A handle on the same tensors.
@@ -33,7 +37,14 @@ impl Linear {
             weight: self.weight.shallow_clone(),
             bias: self.bias.as_ref().map(Tensor::shallow_clone),
             layout: self.layout,
+            packed: None,
         }
+    }
+
+    /// Packs the weight for inputs of about `rows` rows.
+    pub(crate) fn pack(&mut self, rows: i64) -> Result<()> {
+        self.packed = Some(Packed::new(&self.matrix().tr(), rows)?);
+        Ok(())
     }
 
     /// The leaves that gradients go to.
@@ -50,20 +61,21 @@ impl Linear {
     }
 
     /// `x [T, in]` to `[T, out]`.
-    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        match &self.bias {
-            Some(bias) => bias.addmm(x, &self.matrix()),
-            None => x.mm(&self.matrix()),
-        }
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match (&self.packed, &self.bias) {
+            (Some(packed), bias) => packed.forward(x, bias.as_ref())?,
+            (None, Some(bias)) => bias.addmm(x, &self.matrix()),
+            (None, None) => x.mm(&self.matrix()),
+        })
     }
 
     /// `residual + forward(x)` in as few passes as the parts allow: without a bias the product accumulates onto the
     /// residual inside the matrix kernel.
-    pub(crate) fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Tensor {
-        match &self.bias {
+    pub(crate) fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
+        Ok(match (&self.packed, &self.bias) {
+            (None, None) => residual.addmm(x, &self.matrix()),
             // The fresh output is nobody's saved tensor, so it may take the sum in place.
-            Some(bias) => bias.addmm(x, &self.matrix()).g_add_(residual),
-            None => residual.addmm(x, &self.matrix()),
-        }
+            _ => self.forward(x)?.g_add_(residual),
+        })
     }
 }

@@ -4,6 +4,7 @@ use crate::config::ModelConfig;
 use crate::error::Result;
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::autograd;
+use torch_ext::fused::rotate_into;
 
 /// Makes [`Rotation`]s for the positions of a batch.
 #[derive(Debug)]
@@ -17,7 +18,6 @@ pub(crate) struct Rotary {
 pub(crate) struct Rotation {
     cos: Tensor,
     sin: Tensor,
-    minus_sin: Tensor,
 }
 
 impl Rotary {
@@ -33,8 +33,7 @@ impl Rotary {
             let angles =
                 positions.to_kind(Kind::Float).unsqueeze(1) * self.inverse_frequencies.unsqueeze(0);
             let angles = angles.unsqueeze(1);
-            let sin = angles.sin().to_kind(kind);
-            Rotation { cos: angles.cos().to_kind(kind), minus_sin: -&sin, sin }
+            Rotation { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) }
         })
     }
 }
@@ -42,45 +41,23 @@ impl Rotary {
 impl Rotation {
     /// A handle on the same tensors.
     pub(crate) fn share(&self) -> Self {
-        Self {
-            cos: self.cos.shallow_clone(),
-            sin: self.sin.shallow_clone(),
-            minus_sin: self.minus_sin.shallow_clone(),
-        }
+        Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
     }
 
-    /// The rotation by the opposite angles: the inverse, and so what gradients go through.
-    fn inverse(&self) -> Self {
-        Self {
-            cos: self.cos.shallow_clone(),
-            sin: self.minus_sin.shallow_clone(),
-            minus_sin: self.sin.shallow_clone(),
-        }
-    }
-
-    /// Writes `x [T, N, E]` rotated into `out` of the same shape; the two may not overlap.
-    fn rotate_into(&self, x: &Tensor, out: &Tensor) {
-        let half = x.size()[2] / 2;
-        let (first, second) = (x.narrow(2, 0, half), x.narrow(2, half, half));
-        let (mut out_first, mut out_second) = (out.narrow(2, 0, half), out.narrow(2, half, half));
-        let _ = first.mul_out(&out_first, &self.cos);
-        let _ = out_first.addcmul_(&second, &self.minus_sin);
-        let _ = second.mul_out(&out_second, &self.cos);
-        let _ = out_second.addcmul_(&first, &self.sin);
+    /// Writes `x [T, N, E]` rotated into `out`, with `inverse` by the opposite angles: what gradients go through.
+    fn rotate_into(&self, x: &Tensor, out: &Tensor, inverse: bool) -> Result<()> {
+        Ok(rotate_into(x, &self.cos, &self.sin, inverse, out)?)
     }
 
     /// Rotates `x [T, N, E]`; differentiable.
     pub(crate) fn rotate(&self, x: &Tensor) -> Result<Tensor> {
-        let out = no_grad(|| {
-            let out = Tensor::empty(x.size(), (x.kind(), x.device()));
-            self.rotate_into(x, &out);
-            out
-        });
-        let inverse = self.inverse();
+        let out = no_grad(|| Tensor::empty(x.size(), (x.kind(), x.device())));
+        self.rotate_into(&x.detach(), &out, false)?;
+        let rotation = self.share();
         let mut out = autograd::custom("rotate", &[x], &[out], move |grads| {
             let Some(Some(grad)) = grads.first() else { return Ok(vec![None]) };
             let back = Tensor::empty(grad.size(), (grad.kind(), grad.device()));
-            inverse.rotate_into(grad, &back);
+            rotation.rotate_into(grad, &back, true)?;
             Ok(vec![Some(back)])
         })?;
         Ok(out.remove(0))
@@ -99,14 +76,14 @@ impl Rotation {
     ) -> Result<[Tensor; 3]> {
         let tokens = qkv.size()[0];
         let rotated = heads + kv_heads;
-        let outputs = no_grad(|| {
+        let outputs = no_grad(|| -> Result<[Tensor; 3]> {
             let rows = qkv.detach().view([tokens, rotated + kv_heads, size]);
             let out = Tensor::empty([tokens, rotated, size], (qkv.kind(), qkv.device()));
-            self.rotate_into(&rows.narrow(1, 0, rotated), &out);
+            self.rotate_into(&rows.narrow(1, 0, rotated), &out, false)?;
             let value = rows.narrow(1, rotated, kv_heads);
-            [out.narrow(1, 0, heads), out.narrow(1, heads, kv_heads), value]
-        });
-        let inverse = self.inverse();
+            Ok([out.narrow(1, 0, heads), out.narrow(1, heads, kv_heads), value])
+        })?;
+        let rotation = self.share();
         let like = (qkv.kind(), qkv.device());
         let outputs = autograd::custom("split_rotate", &[qkv], &outputs, move |grads| {
             let back = Tensor::empty([tokens, rotated + kv_heads, size], like);
@@ -117,7 +94,7 @@ impl Rotation {
                     None => {
                         let _ = slot.zero_();
                     }
-                    Some(grad) if i < 2 => inverse.rotate_into(grad, &slot),
+                    Some(grad) if i < 2 => rotation.rotate_into(grad, &slot, true)?,
                     Some(grad) => slot.copy_(grad),
                 }
             }

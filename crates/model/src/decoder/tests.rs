@@ -108,7 +108,7 @@ fn other_activations_follow_their_formulas() {
         let position = Tensor::from_slice(&[0_i64]);
         let before = decoder.embed(&ids, &position, false);
         let after =
-            decoder.hidden_with(&ids, &position, |_, q, _, _, _| Ok(q.zeros_like())).unwrap();
+            decoder.hidden_with(&ids, &position, None, |_, q, _, _, _| Ok(q.zeros_like())).unwrap();
         let added = (after - before).double_value(&[0, 0]);
         assert!((added - expected).abs() < 1e-5, "{name}: {added} instead of {expected}");
     }

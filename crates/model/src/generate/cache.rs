@@ -3,28 +3,37 @@
 use crate::config::ModelConfig;
 use crate::error::Result;
 use tch::{Device, Kind, Tensor};
-use torch_ext::attention::Varlen;
+use torch_ext::attention::{Varlen, cached};
 
-/// Keys and values of every layer, `[slots, len, Hkv, E]` each. The rows being generated are slots `0..n`.
+/// Keys and values of every layer, `[slots, len, Hkv, E]` each.
 #[derive(Debug)]
 pub(super) struct Cache {
     layers: Vec<[Tensor; 2]>,
     slots: i64,
     len: i64,
+    like: (Kind, Device),
 }
 
 /// What a decode step attends to: the same for all layers.
 #[derive(Debug)]
 pub(super) struct Reach {
+    slots: Vec<i64>,
+    /// Of each row, its new token included.
+    lengths: Vec<i64>,
+    /// For libtorch's attention; `None` where the kernel over slots serves.
+    masks: Option<Masks>,
+}
+
+#[derive(Debug)]
+struct Masks {
     /// Where each row's new token goes in a layer's `[slots * len]` entries.
     places: Tensor,
-    rows: i64,
-    /// Length of the longest row, its new token included.
+    /// Length of the longest row.
     longest: i64,
     /// 0 where a row sees a position, minus infinity elsewhere, `[R, 1, 1, longest]`; `None` where all see all.
     mask: Option<Tensor>,
     /// The same for layers with a sliding window.
-    windowed: Option<(i64, Tensor)>,
+    windowed: Option<Tensor>,
 }
 
 impl Cache {
@@ -39,12 +48,18 @@ impl Cache {
         let (slots, len) = (slots as i64, len as i64);
         let shape = [slots, len, config.num_key_value_heads, config.head_dim];
         let layer = || [0, 1].map(|_| Tensor::zeros(shape, (kind, device)));
-        Self { layers: (0..config.num_hidden_layers).map(|_| layer()).collect(), slots, len }
+        let layers = (0..config.num_hidden_layers).map(|_| layer()).collect();
+        Self { layers, slots, len, like: (kind, device) }
     }
 
     /// Whether this memory serves so many rows of such a length.
     pub(super) fn fits(&self, slots: usize, len: usize) -> bool {
         self.slots >= slots as i64 && self.len >= len as i64
+    }
+
+    /// Whether rows may lie in any slots; otherwise row i must lie in slot i.
+    pub(super) fn takes_any_slot(&self) -> bool {
+        cached::serves(self.like.0, self.like.1)
     }
 
     /// The index of position `position` of slot `slot` among a layer's entries.
@@ -67,43 +82,44 @@ impl Cache {
         }
     }
 
-    /// Prepares a step in which slot `i` gets its token number `lengths[i]` (counted from 0).
-    pub(super) fn reach(
-        &self,
-        config: &ModelConfig,
-        lengths: &[usize],
-        like: (Kind, Device),
-    ) -> Reach {
+    /// Prepares a step in which the row in slot `slots[i]` gets its token number `cached[i]` (counted from 0).
+    pub(super) fn reach(&self, config: &ModelConfig, slots: &[usize], cached: &[usize]) -> Reach {
+        let masks = (!self.takes_any_slot()).then(|| self.masks(config, cached));
+        Reach {
+            slots: slots.iter().map(|&slot| slot as i64).collect(),
+            lengths: cached.iter().map(|&len| len as i64 + 1).collect(),
+            masks,
+        }
+    }
+
+    fn masks(&self, config: &ModelConfig, cached: &[usize]) -> Masks {
+        let device = self.like.1;
         let places: Vec<i64> =
-            lengths.iter().enumerate().map(|(slot, &len)| self.place(slot, len)).collect();
-        let last: Vec<i64> = lengths.iter().map(|&len| len as i64).collect();
+            cached.iter().enumerate().map(|(slot, &len)| self.place(slot, len)).collect();
+        let last: Vec<i64> = cached.iter().map(|&len| len as i64).collect();
         let (least, most) =
             last.iter().fold((i64::MAX, 0), |(low, high), &len| (low.min(len), high.max(len)));
         let longest = most + 1;
         let window = config.sliding_windows.iter().flatten().copied().max();
-        let last = Tensor::from_slice(&last).to_device(like.1).unsqueeze(1);
-        let positions = Tensor::arange(longest, (Kind::Int64, like.1)).unsqueeze(0);
+        let last = Tensor::from_slice(&last).to_device(device).unsqueeze(1);
+        let positions = Tensor::arange(longest, (Kind::Int64, device)).unsqueeze(0);
         let mask = |hidden: Tensor| {
-            let mask = Tensor::zeros(hidden.size(), like);
+            let mask = Tensor::zeros(hidden.size(), self.like);
             mask.masked_fill(&hidden, f64::NEG_INFINITY).view([-1, 1, 1, longest])
         };
         let future = || positions.gt_tensor(&last);
-        Reach {
-            places: Tensor::from_slice(&places).to_device(like.1),
-            rows: lengths.len() as i64,
+        Masks {
+            places: Tensor::from_slice(&places).to_device(device),
             longest,
             mask: (least < most).then(|| mask(future())),
             windowed: window.filter(|&window| longest > window).map(|window| {
                 let past = positions.le_tensor(&(&last - window));
-                (window, mask(future().logical_or(&past)))
+                mask(future().logical_or(&past))
             }),
         }
     }
 
     /// Stores one new token a row and attends from it: `q [R, H, E]`, `k` and `v` `[R, Hkv, E]` to `[R, H, E]`.
-    ///
-    /// The query heads that share a key head stand as so many queries of that head, so that grouped-query attention
-    /// needs no copies of keys and values.
     pub(super) fn attend(
         &self,
         layer: usize,
@@ -111,29 +127,51 @@ impl Cache {
         qkv: [&Tensor; 3],
         options: &Varlen,
     ) -> Result<Tensor> {
-        let [q, k, v] = qkv;
-        self.store(layer, &reach.places, k, v);
-        let (_, heads, size) = q.size3()?;
-        let kv_heads = k.size()[1];
-        let queries = q.reshape([reach.rows, kv_heads, heads / kv_heads, size]);
+        let size = qkv[0].size()[2];
+        let scale = options.scale.unwrap_or_else(|| 1.0 / (size as f64).sqrt());
+        match &reach.masks {
+            Some(masks) => {
+                self.store(layer, &masks.places, qkv[1], qkv[2]);
+                let windowed = options.sliding_window.and(masks.windowed.as_ref());
+                self.attend_masked(layer, masks, windowed, qkv[0], scale)
+            }
+            None => {
+                let [keys, values] = &self.layers[layer];
+                let Reach { slots, lengths, .. } = reach;
+                let cache = cached::Cache { keys, values, slots, lengths };
+                Ok(cached::attend(qkv, cache, scale, options.sliding_window)?)
+            }
+        }
+    }
+
+    /// Through libtorch's attention over slots `0..R`.
+    ///
+    /// The query heads that share a key head stand as so many queries of that head, so that grouped-query attention
+    /// needs no copies of keys and values.
+    fn attend_masked(
+        &self,
+        layer: usize,
+        masks: &Masks,
+        windowed: Option<&Tensor>,
+        q: &Tensor,
+        scale: f64,
+    ) -> Result<Tensor> {
+        let (rows, heads, size) = q.size3()?;
         let [keys, values] = &self.layers[layer];
-        let seen = |memory: &Tensor| {
-            memory.narrow(0, 0, reach.rows).narrow(1, 0, reach.longest).transpose(1, 2)
-        };
-        let mask = match (&reach.windowed, options.sliding_window) {
-            (Some((_, mask)), Some(_)) => Some(mask),
-            _ => reach.mask.as_ref(),
-        };
+        let kv_heads = keys.size()[2];
+        let queries = q.reshape([rows, kv_heads, heads / kv_heads, size]);
+        let seen =
+            |memory: &Tensor| memory.narrow(0, 0, rows).narrow(1, 0, masks.longest).transpose(1, 2);
         let out = Tensor::f_scaled_dot_product_attention(
             &queries,
             &seen(keys),
             &seen(values),
-            mask,
+            windowed.or(masks.mask.as_ref()),
             0.0,
             false,
-            options.scale,
+            Some(scale),
             false,
         )?;
-        Ok(out.reshape([reach.rows, heads, size]))
+        Ok(out.reshape([rows, heads, size]))
     }
 }

@@ -4,26 +4,31 @@ use super::cache::Cache;
 use super::sampling::{Chosen, Seen, Settings};
 use super::text::Text;
 use super::{Event, Finish, Generated, NewTextDecoder, OnToken, Request, StopRules};
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, Packed};
 use crate::error::{Error, Result};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use tch::{Device, Kind, Tensor, no_grad};
-use torch_ext::attention::{Seqlens, varlen};
+use torch_ext::attention::{Seqlens, Varlen, varlen};
 
 /// Prompt tokens that enter in one forward pass, unless a single prompt has more.
 const PREFILL_TOKENS: usize = 8192;
 
 /// Generates for many prompts at once over one preallocated key-value cache.
 ///
-/// New prompts go through the model as one flat row without padding; then every active row gets one token a step. A row
-/// that ends leaves its slot to the next request, or to the last active row, so that no other row is copied.
+/// New prompts go through the model as one flat row without padding, equal ones once; then every active row gets one token
+/// a step. A row that ends leaves its slot of the cache to the next request, and no other row is copied (on CUDA the rows
+/// behind it close the gap).
 #[derive(Debug)]
 pub struct Engine<'a> {
     decoder: &'a Decoder,
     max_rows: usize,
     max_len: usize,
     cache: Option<Cache>,
+    packed: Option<Packed>,
 }
+
+/// Fewer rows than this are not worth a second copy of the weights in the matrix kernels' layout.
+const PACK_FROM_ROWS: usize = 8;
 
 impl<'a> Engine<'a> {
     /// An engine of at most `max_rows` rows at a time, each of at most `max_len` tokens of prompt and response.
@@ -42,12 +47,14 @@ impl<'a> Engine<'a> {
                 "a context of {max_len} tokens is beyond the model's max_position_embeddings of {positions}"
             )));
         }
-        Ok(Self { decoder, max_rows, max_len, cache: None })
+        Ok(Self { decoder, max_rows, max_len, cache: None, packed: None })
     }
 
     /// Continues every request; the results are in the order of the requests.
     ///
-    /// More requests than rows wait for a row to become free. The cache memory stays with the engine between calls.
+    /// More requests than rows wait for a row to become free. The cache memory stays with the engine between calls; so does,
+    /// on the CPU for 8 rows and more, a second copy of the weights in the layout of the matrix kernels, made anew when
+    /// weights have changed.
     /// Runs without gradients and without dropout, whatever the decoder's mode.
     ///
     /// A response depends on its request and the weights. What shares its batch changes the logits by rounding only,
@@ -73,10 +80,14 @@ impl<'a> Engine<'a> {
             Some(cache) if cache.fits(slots, longest) => cache,
             _ => Cache::new(config, slots, longest, like.0, like.1),
         };
+        self.packed = match self.packed.take() {
+            before if slots >= PACK_FROM_ROWS => self.decoder.pack(slots as i64, before)?,
+            _ => None,
+        };
         let penalised = requests.iter().any(|r| r.sampling.repetition_penalty != 1.0);
         let mut run = Run {
             decoder: self.decoder,
-            max_rows: slots,
+            packed: self.packed.as_ref(),
             max_len: self.max_len,
             like,
             requests,
@@ -86,6 +97,7 @@ impl<'a> Engine<'a> {
             cache,
             seen: penalised.then(|| Seen::new(slots, config.vocab_size, like.1)),
             settings: None,
+            free: (0..slots).rev().collect(),
             waiting: (0..requests.len()).collect(),
             rows: Vec::new(),
             results: requests.iter().map(|_| None).collect(),
@@ -128,9 +140,11 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// A row being generated; its index is its slot.
+/// A row being generated.
 struct Row<'t> {
     request: usize,
+    /// Where it lies in the cache.
+    slot: usize,
     /// Tokens in the cache.
     cached: usize,
     /// At most so many response tokens.
@@ -144,7 +158,7 @@ struct Row<'t> {
 /// One call of [`Engine::generate`].
 struct Run<'a, 'b, 't> {
     decoder: &'a Decoder,
-    max_rows: usize,
+    packed: Option<&'a Packed>,
     max_len: usize,
     like: (Kind, Device),
     requests: &'a [Request],
@@ -155,6 +169,8 @@ struct Run<'a, 'b, 't> {
     seen: Option<Seen>,
     /// For the present rows; made anew when they change.
     settings: Option<Settings>,
+    /// Slots without a row.
+    free: Vec<usize>,
     waiting: VecDeque<usize>,
     rows: Vec<Row<'t>>,
     results: Vec<Option<Generated>>,
@@ -163,62 +179,53 @@ struct Run<'a, 'b, 't> {
 impl<'t> Run<'_, '_, 't> {
     fn run(&mut self) -> Result<()> {
         loop {
-            while self.admit()? {}
-            self.close_gaps();
+            while self.admit()? {
+                self.leave();
+            }
             if self.rows.is_empty() {
                 return Ok(());
             }
+            self.line_up();
             self.step()?;
+            self.leave();
         }
     }
 
     /// Lets waiting requests into free slots, as many as one forward pass takes. False if none entered.
     fn admit(&mut self) -> Result<bool> {
-        let mut free: VecDeque<usize> = (0..self.rows.len())
-            .filter(|&slot| self.rows[slot].finish.is_some())
-            .chain(self.rows.len()..self.max_rows)
-            .collect();
-        let mut entering = Vec::new();
-        let mut tokens = 0;
-        while let (Some(&slot), Some(&request)) = (free.front(), self.waiting.front()) {
-            let prompt = self.requests[request].ids.len();
-            if tokens > 0 && tokens + prompt > PREFILL_TOKENS {
+        let entered = self.rows.len();
+        let mut prompts = Prompts::default();
+        while let (Some(&slot), Some(&request)) = (self.free.last(), self.waiting.front()) {
+            let ids = &self.requests[request].ids;
+            if !prompts.admit(ids) {
                 break;
             }
-            tokens += prompt;
-            free.pop_front();
             self.waiting.pop_front();
-            let row = self.new_row(request);
+            let row = self.new_row(request, slot);
             if row.limit == 0 {
                 self.results[request] = Some(row.into_result(self.stop));
-                free.push_front(slot);
-                tokens -= prompt;
                 continue;
             }
+            self.free.pop();
+            prompts.add(ids, self.rows.len());
             if let Some(seen) = &self.seen {
-                seen.start(slot, &self.requests[request].ids);
+                seen.start(slot, ids);
             }
-            if slot < self.rows.len() {
-                let old = std::mem::replace(&mut self.rows[slot], row);
-                let done = old.request;
-                self.results[done] = Some(old.into_result(self.stop));
-            } else {
-                self.rows.push(row);
-            }
-            entering.push(slot);
+            self.rows.push(row);
         }
-        if entering.is_empty() {
+        if self.rows.len() == entered {
             return Ok(false);
         }
         self.settings = None;
-        self.prefill(&entering)?;
+        self.prefill(entered, &prompts)?;
         Ok(true)
     }
 
-    fn new_row(&self, request: usize) -> Row<'t> {
+    fn new_row(&self, request: usize, slot: usize) -> Row<'t> {
         let Request { ids, max_new_tokens, .. } = &self.requests[request];
         Row {
             request,
+            slot,
             cached: ids.len(),
             limit: (*max_new_tokens).min(self.max_len - ids.len()),
             ids: Vec::new(),
@@ -228,12 +235,12 @@ impl<'t> Run<'_, '_, 't> {
         }
     }
 
-    /// Brings the prompts of new rows into the cache, as one flat row, and samples their first tokens.
-    fn prefill(&mut self, slots: &[usize]) -> Result<()> {
+    /// Brings the prompts of the rows from `entered` on into the cache, as one flat row, and samples their first tokens.
+    fn prefill(&mut self, entered: usize, prompts: &Prompts<'_>) -> Result<()> {
         let (mut ids, mut positions, mut places) = (Vec::new(), Vec::new(), Vec::new());
         let mut cu = vec![0];
-        for &slot in slots {
-            let prompt = &self.requests[self.rows[slot].request].ids;
+        for &(prompt, row) in &prompts.different {
+            let slot = self.rows[row].slot;
             ids.extend_from_slice(prompt);
             positions.extend(0..prompt.len() as i64);
             places.extend((0..prompt.len()).map(|position| self.cache.place(slot, position)));
@@ -241,58 +248,81 @@ impl<'t> Run<'_, '_, 't> {
         }
         let last: Vec<i64> = cu[1..].iter().map(|end| end - 1).collect();
         let seqlens = Seqlens::new(cu)?;
-        let [ids, positions, places, last] = [ids, positions, places, last]
+        let [ids, positions, places, last, of] = [ids, positions, places, last, prompts.of.clone()]
             .map(|list| Tensor::from_slice(&list).to_device(self.like.1));
-        let hidden = self.decoder.hidden_with(&ids, &positions, |layer, q, k, v, options| {
-            self.cache.store(layer, &places, k, v);
-            Ok(varlen(q, k, v, &seqlens, options)?)
-        })?;
+        let hidden =
+            self.decoder.hidden_with(&ids, &positions, None, |layer, q, k, v, options| {
+                self.cache.store(layer, &places, k, v);
+                Ok(varlen(q, k, v, &seqlens, options)?)
+            })?;
+        for (row, &prompt) in self.rows[entered..].iter().zip(&prompts.of) {
+            let source = self.rows[prompts.different[prompt as usize].1].slot;
+            if source != row.slot {
+                self.cache.copy_slot(source, row.slot, row.cached);
+            }
+        }
         let hidden = self.decoder.normalise(&hidden.index_select(0, &last))?;
-        let logits = self.decoder.logits(&hidden);
+        let logits = self.decoder.logits(&hidden).index_select(0, &of);
+        let rows: Vec<usize> = (entered..self.rows.len()).collect();
+        let settings = self.settings_of(&rows, logits.size()[1]);
+        self.choose(&rows, &logits, &settings)
+    }
+
+    fn settings_of(&self, rows: &[usize], vocab: i64) -> Settings {
         let sampling: Vec<_> =
-            slots.iter().map(|&slot| &self.requests[self.rows[slot].request].sampling).collect();
-        let settings = Settings::new(&sampling, logits.size()[1], self.like.1);
-        let indices: Vec<i64> = slots.iter().map(|&slot| slot as i64).collect();
-        let seen = self.seen.as_ref().map(|seen| seen.slots(&indices));
-        let chosen = settings.choose(&logits, seen.as_ref(), &vec![0; slots.len()])?;
-        self.accept(slots, &chosen)
+            rows.iter().map(|&row| &self.requests[self.rows[row].request].sampling).collect();
+        Settings::new(&sampling, vocab, self.like.1)
+    }
+
+    /// Samples a token for each of these rows from its row of `logits`.
+    fn choose(&mut self, rows: &[usize], logits: &Tensor, settings: &Settings) -> Result<()> {
+        let steps: Vec<usize> = rows.iter().map(|&row| self.rows[row].ids.len()).collect();
+        let seen = self.seen.as_ref().map(|seen| seen.slots(&self.slots(rows)));
+        let chosen = settings.choose(logits, seen.as_ref(), &steps)?;
+        self.accept(rows, &chosen)
+    }
+
+    fn slots(&self, rows: &[usize]) -> Vec<i64> {
+        rows.iter().map(|&row| self.rows[row].slot as i64).collect()
     }
 
     /// One token for every row.
     fn step(&mut self) -> Result<()> {
-        let lengths: Vec<usize> = self.rows.iter().map(|row| row.cached).collect();
-        let steps: Vec<usize> = self.rows.iter().map(|row| row.ids.len()).collect();
+        let all: Vec<usize> = (0..self.rows.len()).collect();
+        let slots: Vec<usize> = self.rows.iter().map(|row| row.slot).collect();
+        let cached: Vec<usize> = self.rows.iter().map(|row| row.cached).collect();
         let newest: Vec<i64> = self.rows.iter().filter_map(|row| row.ids.last().copied()).collect();
         if let Some(seen) = &self.seen {
-            seen.add(&newest);
+            seen.add(&self.slots(&all), &newest);
         }
-        let positions: Vec<i64> = lengths.iter().map(|&len| len as i64).collect();
+        let positions: Vec<i64> = cached.iter().map(|&len| len as i64).collect();
         let [ids, positions] =
             [newest, positions].map(|list| Tensor::from_slice(&list).to_device(self.like.1));
-        let reach = self.cache.reach(self.decoder.config(), &lengths, self.like);
-        let hidden = self.decoder.hidden_with(&ids, &positions, |layer, q, k, v, options| {
+        let reach = self.cache.reach(self.decoder.config(), &slots, &cached);
+        let attend = |layer, q: &Tensor, k: &Tensor, v: &Tensor, options: &Varlen| {
             self.cache.attend(layer, &reach, [q, k, v], options)
-        })?;
-        let logits = self.decoder.logits(&self.decoder.normalise(&hidden)?);
+        };
+        let hidden = self.decoder.hidden_with(&ids, &positions, self.packed, attend)?;
+        let hidden = self.decoder.normalise(&hidden)?;
+        let logits = match self.packed {
+            Some(packed) => packed.logits(&hidden)?,
+            None => self.decoder.logits(&hidden),
+        };
         for row in &mut self.rows {
             row.cached += 1;
         }
-        let settings = self.settings.take().unwrap_or_else(|| {
-            let rows: Vec<_> =
-                self.rows.iter().map(|row| &self.requests[row.request].sampling).collect();
-            Settings::new(&rows, logits.size()[1], self.like.1)
-        });
-        let seen = self.seen.as_ref().map(|seen| seen.rows(self.rows.len() as i64));
-        let chosen = settings.choose(&logits, seen.as_ref(), &steps)?;
+        let settings =
+            self.settings.take().unwrap_or_else(|| self.settings_of(&all, logits.size()[1]));
+        self.choose(&all, &logits, &settings)?;
         self.settings = Some(settings);
-        self.accept(&(0..self.rows.len()).collect::<Vec<_>>(), &chosen)
+        Ok(())
     }
 
-    /// Gives each slot its token, and marks the rows that end with it.
-    fn accept(&mut self, slots: &[usize], chosen: &Chosen) -> Result<()> {
-        for (i, &slot) in slots.iter().enumerate() {
+    /// Gives each row its token, and marks the rows that end with it.
+    fn accept(&mut self, rows: &[usize], chosen: &Chosen) -> Result<()> {
+        for (i, &row) in rows.iter().enumerate() {
             let (id, logprob) = (chosen.ids[i], chosen.logprobs[i]);
-            let row = &mut self.rows[slot];
+            let row = &mut self.rows[row];
             if !logprob.is_finite() {
                 return Err(Error::Request(format!(
                     "request {}: the model's logits are not finite at response token {}; its weights are damaged or \
@@ -317,24 +347,71 @@ impl<'t> Run<'_, '_, 't> {
         Ok(())
     }
 
-    /// Takes finished rows out and moves the last rows into their slots.
-    fn close_gaps(&mut self) {
-        for slot in (0..self.rows.len()).rev() {
-            if self.rows[slot].finish.is_none() {
-                continue;
+    /// Takes finished rows out.
+    fn leave(&mut self) {
+        for index in (0..self.rows.len()).rev() {
+            if self.rows[index].finish.is_some() {
+                let row = self.rows.swap_remove(index);
+                self.free.push(row.slot);
+                let request = row.request;
+                self.results[request] = Some(row.into_result(self.stop));
+                self.settings = None;
             }
-            let last = self.rows.len() - 1;
-            if slot < last {
-                self.cache.copy_slot(last, slot, self.rows[last].cached);
+        }
+    }
+
+    /// Moves rows so that row i lies in slot i, where the cache needs that.
+    fn line_up(&mut self) {
+        if self.cache.takes_any_slot() {
+            return;
+        }
+        let count = self.rows.len();
+        for row in &mut self.rows {
+            if row.slot >= count
+                && let Some(free) = self.free.iter_mut().find(|free| **free < count)
+            {
+                self.cache.copy_slot(row.slot, *free, row.cached);
                 if let Some(seen) = &self.seen {
-                    seen.copy_slot(last, slot);
+                    seen.copy_slot(row.slot, *free);
                 }
+                std::mem::swap(&mut row.slot, free);
+                self.settings = None;
             }
-            let row = self.rows.swap_remove(slot);
-            let request = row.request;
-            self.results[request] = Some(row.into_result(self.stop));
+        }
+        if !self.rows.is_sorted_by_key(|row| row.slot) {
+            self.rows.sort_by_key(|row| row.slot);
             self.settings = None;
         }
+    }
+}
+
+/// The prompts that enter together.
+#[derive(Default)]
+struct Prompts<'a> {
+    /// Those that differ, each with the first row that has it.
+    different: Vec<(&'a [i64], usize)>,
+    /// For every entering row the index of its prompt among those.
+    of: Vec<i64>,
+    index: HashMap<&'a [i64], i64>,
+    tokens: usize,
+}
+
+impl<'a> Prompts<'a> {
+    /// Whether one forward pass takes this prompt too.
+    fn admit(&self, ids: &[i64]) -> bool {
+        self.tokens == 0
+            || self.index.contains_key(ids)
+            || self.tokens + ids.len() <= PREFILL_TOKENS
+    }
+
+    fn add(&mut self, ids: &'a [i64], row: usize) {
+        let next = self.different.len() as i64;
+        let prompt = *self.index.entry(ids).or_insert(next);
+        if prompt == next {
+            self.different.push((ids, row));
+            self.tokens += ids.len();
+        }
+        self.of.push(prompt);
     }
 }
 

@@ -4,11 +4,14 @@ use super::Sampling;
 use crate::error::Result;
 use crate::random::Philox;
 use tch::{Device, Kind, Tensor};
+use torch_ext::sample::{self, Sampled};
 
 /// The settings of all rows, as tensors beside the logits.
 #[derive(Debug)]
 pub(super) struct Settings {
     seeds: Vec<u64>,
+    /// 0 for greedy rows.
+    temperatures: Vec<f32>,
     /// `[R, 1]`; 1 for greedy rows.
     temperature: Tensor,
     /// `[R]` bool, true for greedy rows; `None` where no row is.
@@ -50,6 +53,7 @@ impl Settings {
         });
         Self {
             seeds: rows.iter().map(|row| row.seed).collect(),
+            temperatures: rows.iter().map(|row| row.temperature as f32).collect(),
             temperature: column(&|row| {
                 if is_greedy(&row) { 1.0 } else { row.temperature as f32 }
             }),
@@ -82,6 +86,11 @@ impl Settings {
         seen: Option<&Tensor>,
         steps: &[usize],
     ) -> Result<Chosen> {
+        if logits.device() == Device::Cpu && self.takes_all_as_they_are() {
+            let Sampled { ids, logprobs } =
+                sample::rows(logits, &self.temperatures, &self.uniforms(steps))?;
+            return Ok(Chosen { ids, logprobs });
+        }
         let raw = logits.to_kind(Kind::Float);
         let penalised = match (&self.penalty, seen) {
             (Some(penalty), Some(seen)) => penalise(&raw, penalty, seen),
@@ -102,17 +111,26 @@ impl Settings {
         Ok(Chosen { ids: Vec::try_from(&ids)?, logprobs: Vec::try_from(&logprobs)? })
     }
 
+    /// Whether no setting but the temperature changes what may be sampled.
+    fn takes_all_as_they_are(&self) -> bool {
+        self.top_k.is_none()
+            && self.top_p.is_none()
+            && self.log_min_p.is_none()
+            && self.penalty.is_none()
+    }
+
+    /// A number in [0, 1) for each row's next token.
+    fn uniforms(&self, steps: &[usize]) -> Vec<f64> {
+        let numbers = self.seeds.iter().zip(steps);
+        numbers.map(|(&seed, &step)| Philox::new(seed).uniform(0, step as u64)).collect()
+    }
+
     fn sample(&self, logits: &Tensor, steps: &[usize]) -> Tensor {
         let scores = self.keep(logits / &self.temperature);
         // Inverse of the cumulative distribution in the order of ids: the same for a row in any batch.
         let cumulative = scores.softmax(-1, Kind::Float).cumsum(-1, Kind::Double);
-        let uniforms: Vec<f64> = self
-            .seeds
-            .iter()
-            .zip(steps)
-            .map(|(&seed, &step)| Philox::new(seed).uniform(0, step as u64))
-            .collect();
-        let uniforms = Tensor::from_slice(&uniforms).view([-1, 1]).to_device(scores.device());
+        let uniforms =
+            Tensor::from_slice(&self.uniforms(steps)).view([-1, 1]).to_device(scores.device());
         let target = uniforms * cumulative.slice(-1, -1, None, 1);
         let last = scores.size()[1] - 1;
         target
@@ -170,19 +188,16 @@ impl Seen {
         let _ = row.index_fill_(0, &ids, 1);
     }
 
-    /// Adds one token to each of the first slots.
-    pub(super) fn add(&self, ids: &[i64]) {
-        let ids = Tensor::from_slice(ids).view([-1, 1]).to_device(self.0.device());
-        let _ = self.rows(ids.size()[0]).scatter_value_(-1, &ids, 1);
+    /// Adds one token to each of these slots.
+    pub(super) fn add(&self, slots: &[i64], ids: &[i64]) {
+        let [slots, ids] =
+            [slots, ids].map(|list| Some(Tensor::from_slice(list).to_device(self.0.device())));
+        let seen = Tensor::ones([1], (Kind::Bool, self.0.device()));
+        let _ = self.0.shallow_clone().index_put_(&[slots, ids], &seen, false);
     }
 
     pub(super) fn copy_slot(&self, from: usize, to: usize) {
         self.0.get(to as i64).copy_(&self.0.get(from as i64));
-    }
-
-    /// The first `rows` slots.
-    pub(super) fn rows(&self, rows: i64) -> Tensor {
-        self.0.narrow(0, 0, rows)
     }
 
     /// Some slots.

@@ -414,7 +414,7 @@ fn repetition_penalty_divides_positive_and_multiplies_negative_logits() {
     seen.start(0, &[0]);
     let chosen = settings.choose(
         &Tensor::from_slice(&[1.0_f32, -1.0, 0.5, -0.5]).unsqueeze(0),
-        Some(&seen.rows(1)),
+        Some(&seen.slots(&[0])),
         &[0],
     );
     let chosen = chosen.unwrap();

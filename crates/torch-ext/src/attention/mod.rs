@@ -9,6 +9,7 @@ use crate::autograd::{self, SavedTensor};
 use crate::ffi::{self, AttentionOptions};
 use crate::{Result, TorchError, generator};
 
+pub mod cached;
 mod per_document;
 #[cfg(test)]
 mod tests;

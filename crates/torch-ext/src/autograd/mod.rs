@@ -175,7 +175,11 @@ impl SavedTensor {
 
 const SAVED: &str = "saved tensor";
 
-fn version(tensor: &Tensor) -> Result<u64> {
+/// How often this tensor, or another that shares its memory, has been changed in place.
+///
+/// # Errors
+/// It is an inference tensor.
+pub fn version(tensor: &Tensor) -> Result<u64> {
     let mut version = 0;
     // SAFETY: borrows `tensor` and writes one number.
     ffi::check(SAVED, unsafe { ffi::te_tensor_version(ffi::ptr(tensor), &raw mut version) })?;

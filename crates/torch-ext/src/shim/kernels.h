@@ -1,4 +1,4 @@
-// The CPU kernels' interface. Each instruction set compiles kernels_impl.h into its own namespace and
+// The CPU kernels' interface. Each instruction set compiles the kernel headers into its own namespace and
 // exports one table of functions; nothing here may include code that could be inlined from a header
 // shared with the rest of the shim.
 #pragma once
@@ -52,6 +52,62 @@ struct HeadArgs {
   bool write_grad;
 };
 
+// RMSNorm, and with a bias LayerNorm, over contiguous rows.
+struct NormArgs {
+  Dtype dtype;
+  int64_t width;
+  float eps;
+  const void *x, *weight, *bias;  // bias null: RMSNorm (forward)
+  const void* grad;               // backward
+  void* out;                      // backward: the gradient of x
+  float *mean, *rstd;             // a number a row; mean null: RMSNorm
+};
+
+// Without grad the activation, with it the gradient of its input; contiguous.
+struct ActivationArgs {
+  Dtype dtype;
+  int64_t width;  // swiglu: of gate and of up
+  const void *x, *grad;
+  void* out;
+};
+
+// Rotates pairs (j, j + dim / 2) by the row's angles; cos and sin are [rows, dim / 2].
+struct RotateArgs {
+  Dtype dtype;
+  int64_t heads, dim;
+  Heads x, out;
+  const void *cos, *sin;
+  bool inverse;
+};
+
+// One new token a row: its key and value go to position length - 1 of the row's slot of the cache, and its
+// query attends to positions 0..length. Position p of slot s, head h is at s * slot + p * row + h * head, in
+// keys and values alike.
+struct CachedArgs {
+  Dtype dtype;
+  int64_t heads, kv_heads, dim;
+  float scale;
+  int64_t window;  // 0: none
+  Heads q, k, v, out;
+  void *keys, *values;
+  struct {
+    int64_t slot, row, head;
+  } cache;
+  const int64_t *slots, *lengths;  // of each row; a length is at least 1
+};
+
+// Temperature 0: the highest logit, the first of equal ones. Log-probabilities are those of the logits
+// over the temperature (over 1 where it is 0).
+struct SampleArgs {
+  Dtype dtype;
+  const void* logits;  // [rows, vocab], contiguous
+  int64_t vocab;
+  const float* temperatures;
+  const double* uniforms;  // in [0, 1)
+  int64_t* ids;
+  float* logprobs;
+};
+
 struct Kernels {
   const char* isa;
   // Floats of scratch that one thread needs for documents of up to max_len rows.
@@ -62,6 +118,16 @@ struct Kernels {
   void (*head_grad)(const HeadArgs&, int64_t row_begin, int64_t row_end);
   // Sum of squares of n numbers.
   double (*sum_of_squares)(Dtype, const void* data, int64_t n);
+  void (*norm_forward)(const NormArgs&, int64_t row_begin, int64_t row_end);
+  // part: [2, width], the rows' share of the gradients of weight and bias.
+  void (*norm_backward)(const NormArgs&, int64_t row_begin, int64_t row_end, float* part);
+  void (*gelu_tanh)(const ActivationArgs&, int64_t begin, int64_t end);
+  void (*swiglu)(const ActivationArgs&, int64_t row_begin, int64_t row_end);
+  void (*rotate)(const RotateArgs&, int64_t row_begin, int64_t row_end);
+  // scratch: dim + the row's length, each rounded up to 16 floats.
+  void (*attend_cached)(const CachedArgs&, int64_t row, int64_t kv_head, float* scratch);
+  int64_t (*sample_scratch)(const SampleArgs&);
+  void (*sample)(const SampleArgs&, int64_t row, float* scratch);
 };
 
 extern const Kernels kernels_baseline;

@@ -27,6 +27,10 @@ struct TeMemoryStats {
   int64_t allocated, peak_allocated, reserved, peak_reserved, free, total, alloc_retries, ooms;
 };
 
+struct TeCpuMemory {
+  int64_t allocated, peak_allocated, reserved;
+};
+
 extern "C" char* te_text(const char* text, size_t len);
 
 namespace te {

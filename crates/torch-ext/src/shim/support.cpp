@@ -5,10 +5,6 @@
 #include <ATen/Version.h>
 #include <torch/headeronly/version.h>
 
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
-#include <climits>
 #include <mutex>
 
 #include "shim.h"
@@ -100,15 +96,6 @@ char* te_memory_stats(int64_t device, TeMemoryStats* out) {
 
 char* te_reset_peak_stats(int64_t device) {
   return guarded([&] { at::accelerator::resetPeakStats(static_cast<c10::DeviceIndex>(device)); });
-}
-
-bool te_keep_freed() {
-#if defined(__GLIBC__)
-  // mallopt returns 1 on success.
-  return mallopt(M_MMAP_MAX, 0) && mallopt(M_TRIM_THRESHOLD, INT_MAX) && mallopt(M_TOP_PAD, 64 << 20);
-#else
-  return false;
-#endif
 }
 
 char* te_empty_cache() {
