@@ -103,7 +103,7 @@ impl Flat {
     /// # Errors
     /// If the model refuses the batch or backward fails.
     pub fn backward(&self, decoder: &mut Decoder) -> Result<f64> {
-        decoder.params_mut().zero_grads();
+        decoder.params_mut().clear_grads();
         self.accumulate(decoder, self.num_targets())
     }
 
@@ -114,7 +114,7 @@ impl Flat {
     pub fn accumulate(&self, decoder: &mut Decoder, count: usize) -> Result<f64> {
         let loss = self.loss_sum(decoder)? / count as f64;
         torch_ext::autograd::backward(&loss)?;
-        decoder.params_mut().gather_grads();
+        decoder.params_mut().gather_grads().unwrap();
         Ok(loss.double_value(&[]))
     }
 }

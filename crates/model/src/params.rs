@@ -209,44 +209,30 @@ impl Params {
         });
     }
 
-    /// Adds the gradients that backward left on the compute copies into the fp32 gradients, and clears the former.
+    /// Adds the gradients that backward left on the compute copies into the fp32 gradients, and takes the former away.
     ///
     /// Call once after the backward pass of every micro-batch.
-    pub fn gather_grads(&mut self) {
-        no_grad(|| {
-            for block in &mut self.blocks {
-                let mut found = block.compute.grad();
-                if !found.defined() {
-                    continue;
+    ///
+    /// # Errors
+    /// libtorch reports one.
+    pub fn gather_grads(&mut self) -> Result<()> {
+        let _guard = autograd::GradMode::set(false);
+        for block in &mut self.blocks {
+            let Some(found) = autograd::take_grad(&block.compute)? else { continue };
+            match &mut block.grad {
+                Some(grad) => {
+                    let _ = grad.g_add_(&found);
                 }
-                if self.precision == Precision::Fp32 {
-                    // Backward accumulates in place: this is the fp32 gradient already.
-                    block.grad = Some(found);
-                    continue;
-                }
-                match &mut block.grad {
-                    Some(grad) => {
-                        let _ = grad.g_add_(&found);
-                    }
-                    None => block.grad = Some(found.to_kind(Kind::Float)),
-                }
-                let _ = found.zero_();
+                None => block.grad = Some(found.to_kind(Kind::Float)),
             }
-        });
+        }
+        Ok(())
     }
 
-    /// Sets all gradients to zero, keeping their memory.
-    pub fn zero_grads(&mut self) {
-        no_grad(|| {
-            for block in &mut self.blocks {
-                if let Some(grad) = &mut block.grad {
-                    let _ = grad.zero_();
-                }
-                let mut found = block.compute.grad();
-                if found.defined() {
-                    let _ = found.zero_();
-                }
-            }
-        });
+    /// Takes all gradients away; their memory serves the next forward pass.
+    pub fn clear_grads(&mut self) {
+        for block in &mut self.blocks {
+            block.grad = None;
+        }
     }
 }

@@ -79,6 +79,7 @@ unsafe extern "C" {
     pub(crate) fn te_set_grad_enabled(enabled: bool);
     pub(crate) fn te_keeps_graph() -> bool;
     pub(crate) fn te_tensor_data(tensor: Ptr, out: *mut Ptr) -> *mut c_char;
+    pub(crate) fn te_take_grad(leaf: Ptr, result: *mut Ptr) -> *mut c_char;
     pub(crate) fn te_tensor_version(tensor: Ptr, out: *mut u64) -> *mut c_char;
     pub(crate) fn te_custom(
         name: *const c_char,

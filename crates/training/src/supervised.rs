@@ -157,6 +157,7 @@ impl<'a> Run<'a> {
         let mut batches = Batcher::new(dataset, settings.batch_config());
         decoder.set_checkpointing(settings.activation_checkpointing);
         let optimizer = AdamW::new(&decoder.params_mut().trainable(), &settings.optimizer);
+        decoder.params_mut().clear_grads();
         let mut state = State::default();
         let mut saved_at = None;
         if let Some(resumed) = checkpoint::resume::<State>(ctx, decoder.device())? {
@@ -217,7 +218,7 @@ impl<'a> Run<'a> {
         if finite {
             self.decoder.params_mut().refresh_compute();
         }
-        self.decoder.params_mut().zero_grads();
+        self.decoder.params_mut().clear_grads();
         loss_scale.update(precision, finite);
 
         let state = &mut self.state;
@@ -255,7 +256,7 @@ impl<'a> Run<'a> {
         for batch in &step.micro_batches {
             let part = (self.loss)(self.decoder, batch)?;
             autograd::backward(&(&part.sum * share))?;
-            self.decoder.params_mut().gather_grads();
+            self.decoder.params_mut().gather_grads()?;
             let all = std::iter::once(&part.sum).chain(part.metrics.iter().map(|(_, sum)| sum));
             let all: Vec<Tensor> = all.map(|t| t.detach().to_kind(Kind::Double)).collect();
             let all = Tensor::stack(&all, 0);

@@ -30,9 +30,9 @@ fn run(
 ) -> (Tensor, Vec<Tensor>) {
     let input = row(decoder, ids, lens);
     let logits = decoder.logits(&decoder.hidden(&input).unwrap());
-    decoder.params_mut().zero_grads();
+    decoder.params_mut().clear_grads();
     autograd::backward(&(&logits * probe).sum(Kind::Float)).unwrap();
-    decoder.params_mut().gather_grads();
+    decoder.params_mut().gather_grads().unwrap();
     let grads = decoder.params_mut().trainable().iter().map(|p| p.grad.copy()).collect();
     (logits.detach(), grads)
 }
@@ -307,11 +307,11 @@ fn half_precision_computes_in_its_kind_and_accumulates_gradients_in_fp32() {
         // A second micro-batch adds up in fp32, exactly twice the first.
         let logits = decoder.logits(&decoder.hidden(&row(&decoder, &ids, &[11, 7])).unwrap());
         autograd::backward(&(&logits * &probe).sum(Kind::Float)).unwrap();
-        decoder.params_mut().gather_grads();
+        decoder.params_mut().gather_grads().unwrap();
         for (twice, once) in decoder.params_mut().trainable().iter().zip(&once) {
             assert_close(twice.name, &twice.grad, &(once * 2.0), 1e-7);
         }
-        decoder.params_mut().zero_grads();
+        decoder.params_mut().clear_grads();
         let zero = |p: &crate::Trainable<'_>| p.grad.abs().max().double_value(&[]) == 0.0;
         assert!(decoder.params_mut().trainable().iter().all(zero));
     }
@@ -373,7 +373,7 @@ fn a_tied_head_shares_the_embedding_and_its_gradient() {
     assert!(bias.is_none());
     assert_eq!(weight.size(), [61, 16]);
     autograd::backward(&hidden.linear(&weight, None::<&Tensor>).sum(Kind::Float)).unwrap();
-    decoder.params_mut().gather_grads();
+    decoder.params_mut().gather_grads().unwrap();
     let grad = decoder.params().grad("model.embed_tokens.weight").unwrap();
     // Rows that are no input still get the head's part.
     let unused = grad.get(40);

@@ -5,13 +5,20 @@ use crate::error::Result;
 use tch::{Device, Kind, Tensor};
 use torch_ext::attention::{Varlen, cached};
 
-/// Keys and values of every layer, `[slots, len, Hkv, E]` each.
+/// Keys and values of every layer, `[slots, Hkv, len, E]` each: what one head reads lies together.
 #[derive(Debug)]
 pub(super) struct Cache {
     layers: Vec<[Tensor; 2]>,
     slots: i64,
     len: i64,
     like: (Kind, Device),
+}
+
+/// Positions of slots, `[N]` each.
+#[derive(Debug)]
+pub(super) struct Places {
+    slots: Tensor,
+    positions: Tensor,
 }
 
 /// What a decode step attends to: the same for all layers.
@@ -26,8 +33,8 @@ pub(super) struct Reach {
 
 #[derive(Debug)]
 struct Masks {
-    /// Where each row's new token goes in a layer's `[slots * len]` entries.
-    places: Tensor,
+    /// Where each row's new token goes.
+    places: Places,
     /// Length of the longest row.
     longest: i64,
     /// 0 where a row sees a position, minus infinity elsewhere, `[R, 1, 1, longest]`; `None` where all see all.
@@ -46,7 +53,7 @@ impl Cache {
         device: Device,
     ) -> Self {
         let (slots, len) = (slots as i64, len as i64);
-        let shape = [slots, len, config.num_key_value_heads, config.head_dim];
+        let shape = [slots, config.num_key_value_heads, len, config.head_dim];
         let layer = || [0, 1].map(|_| Tensor::zeros(shape, (kind, device)));
         let layers = (0..config.num_hidden_layers).map(|_| layer()).collect();
         Self { layers, slots, len, like: (kind, device) }
@@ -62,22 +69,24 @@ impl Cache {
         cached::serves(self.like.0, self.like.1)
     }
 
-    /// The index of position `position` of slot `slot` among a layer's entries.
-    pub(super) fn place(&self, slot: usize, position: usize) -> i64 {
-        slot as i64 * self.len + position as i64
+    /// Where positions of slots lie, to [store](Self::store) to.
+    pub(super) fn places(&self, slots: &[i64], positions: &[i64]) -> Places {
+        let on_device = |list| Tensor::from_slice(list).to_device(self.like.1);
+        Places { slots: on_device(slots), positions: on_device(positions) }
     }
 
-    /// Writes keys and values `[N, Hkv, E]` of one layer to `places [N]`.
-    pub(super) fn store(&self, layer: usize, places: &Tensor, key: &Tensor, value: &Tensor) {
+    /// Writes keys and values `[N, Hkv, E]` of one layer to `N` places.
+    pub(super) fn store(&self, layer: usize, places: &Places, key: &Tensor, value: &Tensor) {
+        let at = [Some(&places.slots), None, Some(&places.positions)];
         for (memory, new) in self.layers[layer].iter().zip([key, value]) {
-            let _ = memory.flatten(0, 1).index_copy_(0, places, new);
+            let _ = memory.shallow_clone().index_put_(&at, new, false);
         }
     }
 
     /// Copies the first `len` entries of slot `from` to slot `to`.
     pub(super) fn copy_slot(&self, from: usize, to: usize, len: usize) {
         for memory in self.layers.iter().flatten() {
-            let row = |slot: usize| memory.get(slot as i64).narrow(0, 0, len as i64);
+            let row = |slot: usize| memory.get(slot as i64).narrow(1, 0, len as i64);
             row(to).copy_(&row(from));
         }
     }
@@ -94,14 +103,14 @@ impl Cache {
 
     fn masks(&self, config: &ModelConfig, cached: &[usize]) -> Masks {
         let device = self.like.1;
-        let places: Vec<i64> =
-            cached.iter().enumerate().map(|(slot, &len)| self.place(slot, len)).collect();
+        let slots: Vec<i64> = (0..cached.len() as i64).collect();
         let last: Vec<i64> = cached.iter().map(|&len| len as i64).collect();
         let (least, most) =
             last.iter().fold((i64::MAX, 0), |(low, high), &len| (low.min(len), high.max(len)));
         let longest = most + 1;
         let window = config.sliding_windows.iter().flatten().copied().max();
-        let last = Tensor::from_slice(&last).to_device(device).unsqueeze(1);
+        let places = self.places(&slots, &last);
+        let last = places.positions.unsqueeze(1);
         let positions = Tensor::arange(longest, (Kind::Int64, device)).unsqueeze(0);
         let mask = |hidden: Tensor| {
             let mask = Tensor::zeros(hidden.size(), self.like);
@@ -109,7 +118,7 @@ impl Cache {
         };
         let future = || positions.gt_tensor(&last);
         Masks {
-            places: Tensor::from_slice(&places).to_device(device),
+            places,
             longest,
             mask: (least < most).then(|| mask(future())),
             windowed: window.filter(|&window| longest > window).map(|window| {
@@ -158,10 +167,9 @@ impl Cache {
     ) -> Result<Tensor> {
         let (rows, heads, size) = q.size3()?;
         let [keys, values] = &self.layers[layer];
-        let kv_heads = keys.size()[2];
+        let kv_heads = keys.size()[1];
         let queries = q.reshape([rows, kv_heads, heads / kv_heads, size]);
-        let seen =
-            |memory: &Tensor| memory.narrow(0, 0, rows).narrow(1, 0, masks.longest).transpose(1, 2);
+        let seen = |memory: &Tensor| memory.narrow(0, 0, rows).narrow(2, 0, masks.longest);
         let out = Tensor::f_scaled_dot_product_attention(
             &queries,
             &seen(keys),

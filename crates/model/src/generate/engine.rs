@@ -237,24 +237,25 @@ impl<'t> Run<'_, '_, 't> {
 
     /// Brings the prompts of the rows from `entered` on into the cache, as one flat row, and samples their first tokens.
     fn prefill(&mut self, entered: usize, prompts: &Prompts<'_>) -> Result<()> {
-        let (mut ids, mut positions, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ids, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
         let mut cu = vec![0];
         for &(prompt, row) in &prompts.different {
             let slot = self.rows[row].slot;
             ids.extend_from_slice(prompt);
             positions.extend(0..prompt.len() as i64);
-            places.extend((0..prompt.len()).map(|position| self.cache.place(slot, position)));
+            slots.resize(ids.len(), slot as i64);
             cu.push(ids.len() as i64);
         }
         let last: Vec<i64> = cu[1..].iter().map(|end| end - 1).collect();
         let seqlens = Seqlens::new(cu)?;
-        let [ids, positions, places, last, of] = [ids, positions, places, last, prompts.of.clone()]
+        let places = self.cache.places(&slots, &positions);
+        let [ids, positions, last, of] = [ids, positions, last, prompts.of.clone()]
             .map(|list| Tensor::from_slice(&list).to_device(self.like.1));
-        let hidden =
-            self.decoder.hidden_with(&ids, &positions, None, |layer, q, k, v, options| {
-                self.cache.store(layer, &places, k, v);
-                Ok(varlen(q, k, v, &seqlens, options)?)
-            })?;
+        let attend = |layer, q: &Tensor, k: &Tensor, v: &Tensor, options: &Varlen| {
+            self.cache.store(layer, &places, k, v);
+            Ok(varlen(q, k, v, &seqlens, options)?)
+        };
+        let hidden = self.decoder.hidden_with(&ids, &positions, self.packed, attend)?;
         for (row, &prompt) in self.rows[entered..].iter().zip(&prompts.of) {
             let source = self.rows[prompts.different[prompt as usize].1].slot;
             if source != row.slot {

@@ -6,7 +6,7 @@ use crate::{Result, TorchError, ffi};
 
 const OP: &str = "attention::cached";
 
-/// Keys and values of many sequences, [S, L, Hkv, D] each and contiguous; `slots[r]` is where row r's lie and
+/// Keys and values of many sequences, [S, Hkv, L, D] each and contiguous; `slots[r]` is where row r's lie and
 /// `lengths[r]` how many there are with the new one. No two rows share a slot.
 #[derive(Debug, Clone, Copy)]
 pub struct Cache<'a> {
@@ -64,13 +64,13 @@ fn check(qkv: [&Tensor; 3], cache: Cache<'_>, scale: f64, window: Option<i64>) -
     let [qs, new, vs] = qkv.map(Tensor::size);
     let ks = keys.size();
     if qs.len() != 3 || ks.len() != 4 || values.size() != ks || qs[2] != ks[3] || qs[2] == 0 {
-        return fail(format!("q {qs:?} and a cache of {ks:?} are not [R, H, D], [S, L, Hkv, D]"));
+        return fail(format!("q {qs:?} and a cache of {ks:?} are not [R, H, D], [S, Hkv, L, D]"));
     }
-    if new != vs || new != [qs[0], ks[2], ks[3]] {
+    if new != vs || new != [qs[0], ks[1], ks[3]] {
         return fail(format!("k {new:?}, v {vs:?} do not fit q {qs:?} and a cache of {ks:?}"));
     }
-    if ks[2] == 0 || qs[1] == 0 || qs[1] % ks[2] != 0 {
-        return fail(format!("{} query heads are no multiple of {} key heads", qs[1], ks[2]));
+    if ks[1] == 0 || qs[1] == 0 || qs[1] % ks[1] != 0 {
+        return fail(format!("{} query heads are no multiple of {} key heads", qs[1], ks[1]));
     }
     let (kind, device) = (qkv[0].kind(), qkv[0].device());
     let all = qkv.into_iter().chain([keys, values]);
@@ -83,8 +83,8 @@ fn check(qkv: [&Tensor; 3], cache: Cache<'_>, scale: f64, window: Option<i64>) -
     if let Some(slot) = slots.iter().find(|slot| !(0..ks[0]).contains(slot)) {
         return fail(format!("slot {slot} is none of {}", ks[0]));
     }
-    if let Some(length) = lengths.iter().find(|length| !(1..=ks[1]).contains(length)) {
-        return fail(format!("length {length} is not within 1 to {}", ks[1]));
+    if let Some(length) = lengths.iter().find(|length| !(1..=ks[2]).contains(length)) {
+        return fail(format!("length {length} is not within 1 to {}", ks[2]));
     }
     if window.is_some_and(|w| w < 1) || !scale.is_finite() {
         return fail(format!("window {window:?}, scale {scale}"));

@@ -175,6 +175,18 @@ impl SavedTensor {
 
 const SAVED: &str = "saved tensor";
 
+/// Takes the gradient that backward left on a leaf, so that the next backward pass leaves a new one instead of adding.
+///
+/// # Errors
+/// libtorch reports one.
+pub fn take_grad(leaf: &Tensor) -> Result<Option<Tensor>> {
+    let mut result = std::ptr::null_mut();
+    // SAFETY: borrows `leaf`; one result, null for none.
+    let message = unsafe { ffi::te_take_grad(ffi::ptr(leaf), &raw mut result) };
+    ffi::check("take_grad", message)?;
+    Ok(ffi::take_opt(result))
+}
+
 /// How often this tensor, or another that shares its memory, has been changed in place.
 ///
 /// # Errors

@@ -103,6 +103,7 @@ fn precomputing(chunks: &Chunks, inputs: &[&Tensor], needed: Vec<bool>) -> Resul
         let _guard = GradMode::set(false);
         let mut sums = Sums::new(chunks, &needed);
         let stats = chunks.forward(Some(&mut sums)).map_err(torch_error)?;
+        sums.part = None;
         (stats, sums)
     };
     let totals = Totals::of(&stats);

@@ -15,6 +15,7 @@ namespace te {
 
 // Smaller ones are left to the allocator that was there before.
 constexpr size_t kSmallest = 64 << 10;
+constexpr size_t kHugePage = 2 << 20;
 
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
@@ -117,7 +118,12 @@ class CachingAllocator final : public c10::Allocator {
 
   static void* map(size_t size) {
     void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return data == MAP_FAILED ? nullptr : data;
+    if (data == MAP_FAILED) return nullptr;
+#if defined(MADV_HUGEPAGE)
+    // Fewer misses of the address cache, where the system grants it.
+    if (size >= kHugePage) madvise(data, size, MADV_HUGEPAGE);
+#endif
+    return data;
   }
 
   c10::Allocator* small_;

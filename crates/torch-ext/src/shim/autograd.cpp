@@ -134,6 +134,14 @@ char* te_tensor_data(Tensor* tensor, Tensor** out) {
   });
 }
 
+char* te_take_grad(Tensor* leaf, Tensor** result) {
+  return guarded([&] {
+    if (!leaf->grad().defined()) return;
+    *result = own(leaf->grad());
+    leaf->mutable_grad().reset();
+  });
+}
+
 char* te_tensor_version(Tensor* tensor, uint64_t* out) {
   return guarded([&] { *out = static_cast<uint64_t>(tensor->_version()); });
 }

@@ -124,7 +124,7 @@ char* te_rotate(Tensor* x, Tensor* cos, Tensor* sin, bool inverse, Tensor* out) 
   });
 }
 
-// tensors: q [rows, heads, dim], k and v [rows, kv_heads, dim], keys and values [slots, len, kv_heads, dim].
+// tensors: q [rows, heads, dim], k and v [rows, kv_heads, dim], keys and values [slots, kv_heads, len, dim].
 char* te_attend_cached(List tensors, const int64_t* slots, const int64_t* lengths, double scale, int64_t window,
                        Tensor** result) {
   return guarded([&] {
@@ -135,11 +135,11 @@ char* te_attend_cached(List tensors, const int64_t* slots, const int64_t* length
     const Tensor out = at::empty(q.sizes(), q.options());
     CachedArgs a{};
     a.dtype = dtype_of(q);
-    a.heads = q.size(1), a.kv_heads = keys.size(2), a.dim = q.size(2);
+    a.heads = q.size(1), a.kv_heads = keys.size(1), a.dim = q.size(2);
     a.scale = static_cast<float>(scale), a.window = window;
     a.q = heads(q), a.k = heads(k), a.v = heads(v), a.out = heads(out);
     a.keys = keys.data_ptr(), a.values = values.data_ptr();
-    a.cache = {keys.stride(0), keys.stride(1), keys.stride(2)};
+    a.cache = {keys.stride(0), keys.stride(2), keys.stride(1)};
     a.slots = slots, a.lengths = lengths;
     const int64_t rows = q.size(0);
     const int64_t longest = rows > 0 ? *std::max_element(lengths, lengths + rows) : 0;

@@ -251,7 +251,7 @@ fn the_first_step_is_adamw_on_the_mean_gradient() {
     fresh.set_training(true);
     let loss = next_token_loss(&fresh, &step.micro_batches[0]).unwrap().sum;
     autograd::backward(&(loss / step.num_targets as f64)).unwrap();
-    fresh.params_mut().gather_grads();
+    fresh.params_mut().gather_grads().unwrap();
     for (name, after) in trained.params().iter() {
         let before = fresh.params().get(name).unwrap();
         let Some(grad) = fresh.params().grad(name) else { continue };
