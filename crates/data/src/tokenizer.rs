@@ -12,9 +12,11 @@ mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
 mod train;
+mod words;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use artifact::Digest;
 use serde_json::{Map, Value};
@@ -23,6 +25,7 @@ use crate::template::SpecialTokens;
 
 pub use stream::StreamDecoder;
 pub use train::BpeOptions;
+use words::Words;
 
 /// Why a tokenizer cannot be loaded, trained or used.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +74,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// The same, but special tokens spelled out in a text are text.
     plain: tokenizers::Tokenizer,
+    /// The ids of words that `plain` met, where its texts may be taken word by word.
+    words: Option<Arc<Words>>,
     json: Vec<u8>,
     config: Map<String, Value>,
     generation_config: Option<Value>,
@@ -127,8 +132,11 @@ impl Tokenizer {
 
     /// The ids of [`Self::encode_plain`], faster, for where no offsets are needed.
     pub fn ids_plain(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.plain.encode_fast(text, add_special).map_err(cannot_tokenise)?;
-        Ok(encoding.get_ids().to_vec())
+        match &self.words {
+            Some(words) => words.encode(&self.plain, text, add_special),
+            None => self.plain.encode_fast(text, add_special).map(|e| e.get_ids().to_vec()),
+        }
+        .map_err(cannot_tokenise)
     }
 
     /// The text of `ids`; bytes that are not UTF-8 become U+FFFD.
@@ -305,9 +313,11 @@ impl Tokenizer {
         plain.set_encode_special_tokens(true);
         let vocab_size =
             inner.get_vocab(true).values().max().map_or(0, |largest| *largest as usize + 1);
+        let words = Words::new(&plain, &json).map(Arc::new);
         let mut tokenizer = Self {
             inner,
             plain,
+            words,
             json,
             config,
             generation_config,

@@ -1,0 +1,146 @@
+"""What is measured: models, cases, and what each case is compared with."""
+
+from dataclasses import dataclass
+
+SFT_ROWS = 2000
+PROMPT_TOKENS = 64
+GENERATE_ROWS = 32
+
+MODELS = {
+    "tiny": {
+        "model_type": "gpt2", "n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": 512, "vocab_size": 4096,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+    },
+    "llama-tiny": {
+        "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 704, "vocab_size": 4096, "max_position_embeddings": 512,
+        "attention_dropout": 0.0,
+    },
+    "gpt2": {
+        "model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What a user of Python would run: a name for the tables, and the arguments of peer.py."""
+
+    name: str
+    task: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the comparison. `batch` is the key and value of our `train.batch_size`; `steps` are optimiser steps,
+    of which the first `skip` are not timed, or calls of generate. Without `all_rows` a run is one epoch of few rows."""
+
+    name: str
+    task: str
+    about: str
+    peers: tuple[Peer, ...]
+    model: str = "tiny"
+    precision: str = "fp32"
+    steps: int = 10
+    skip: int = 2
+    batch: tuple[str, int] = ("tokens", 4096)
+    new_tokens: int = 0
+    all_rows: bool = True
+
+    @property
+    def unit(self):
+        return "s" if self.task == "start-up" else "tokens/s"
+
+    @property
+    def data_set(self):
+        """The token set that our side trains on and whose text the peers read."""
+        if self.task == "pretrain":
+            return "pretrain"
+        return "sft" if self.all_rows else f"sft-{self.batch[1] * self.steps}"
+
+
+def packed_peers(batch):
+    """TRL as it comes, and the two ways in which it is faster: the last two differ in how rows are packed."""
+    rows = ("--batch", str(batch))
+    one_by_one = ("--packing", "bfd", "--batch", "1", "--accumulate", str(batch), "--own-loss")
+    return (
+        Peer("TRL as shipped", "sft", ("--packing", "bfd", *rows)),
+        Peer("TRL, own loss, wrapped", "sft", ("--packing", "wrapped", *rows, "--own-loss")),
+        Peer(f"TRL, own loss, bfd 1 × {batch}", "sft", one_by_one),
+    )
+
+
+def by_precision(task, model, precision):
+    """Name, model, precision, and the smaller sizes of the large model."""
+    sizes = {"steps": 5, "batch": ("tokens", 1024)} if model == "gpt2" else {}
+    return {"name": f"{task}-{model}-{precision}", "model": model, "precision": precision, **sizes}
+
+
+def packed(model, precision):
+    batch = 2 if model == "gpt2" else 8
+    about = f"fine-tuning, rows packed: {batch * 512} tokens a step; peers in blocks of 512"
+    return Case(task="sft", about=about, peers=packed_peers(batch), **by_precision("sft-packed", model, precision))
+
+
+def pretrain(model, precision):
+    batch = 2 if model == "gpt2" else 8
+    loop = Peer("transformers loop", "pretrain", ("--batch", str(batch)))
+    about = f"pre-training: {batch * 512} tokens a step; peer in blocks of 512, fused AdamW"
+    return Case(task="pretrain", about=about, peers=(loop,), **by_precision("pretrain", model, precision))
+
+
+def generate(model, precision):
+    new_tokens, calls = (64, 1) if model == "gpt2" else (128, 3)
+    sizes = ("--batch", str(GENERATE_ROWS), "--prompt", str(PROMPT_TOKENS), "--new", str(new_tokens))
+    peers = tuple(
+        Peer(f"model.generate, {cache} cache", "generate", (*sizes, "--cache", cache))
+        for cache in ("dynamic", "static")
+    )
+    about = f"{GENERATE_ROWS} rows, prompts of {PROMPT_TOKENS} tokens, {new_tokens} new ones each, temperature 1"
+    fields = by_precision("generate", model, precision) | {"steps": calls}
+    return Case(task="generate", about=about, peers=peers, new_tokens=new_tokens, **fields)
+
+
+UNPACKED = Case(
+    name="sft-unpacked-tiny-fp32", task="sft",
+    about="fine-tuning, 8 sequences a step, one epoch; peer without packing, rows grouped by length",
+    peers=(Peer("TRL, own loss, by length", "sft", ("--batch", "8", "--own-loss", "--group-by-length")),),
+    steps=25, batch=("sequences", 8), all_rows=False,
+)
+TUTORIAL = Case(
+    name="sft-tutorial-tiny-fp32", task="sft",
+    about="the same as many tutorials do it: rows padded to 512, loss on every position, 4 × 2 rows a step",
+    peers=(Peer("Trainer, padded", "tutorial", ("--batch", "4", "--accumulate", "2")),),
+    steps=20, batch=("sequences", 8),
+)
+DATA_PREP = Case(
+    name="data-prep", task="data-prep",
+    about="20 MB of text, a document a line, to Parquet; ours the whole process, which also cleans the text and drops "
+    "repeats; peer without its imports",
+    peers=(Peer("datasets map", "data-prep"),),
+)
+START_UP = Case(
+    name="start-up", task="start-up",
+    about="from the start of the process to the end of the first step of sft; the peer finds its tokens in its cache",
+    peers=(Peer("TRL, own loss, wrapped", "sft", ("--packing", "wrapped", "--batch", "8", "--own-loss")),),
+    steps=1,
+)
+
+CASES = (
+    packed("tiny", "fp32"),
+    packed("tiny", "bf16"),
+    packed("llama-tiny", "bf16"),
+    packed("gpt2", "bf16"),
+    UNPACKED,
+    TUTORIAL,
+    pretrain("tiny", "fp32"),
+    pretrain("llama-tiny", "bf16"),
+    pretrain("gpt2", "bf16"),
+    generate("tiny", "fp32"),
+    generate("tiny", "bf16"),
+    generate("gpt2", "bf16"),
+    DATA_PREP,
+    START_UP,
+)

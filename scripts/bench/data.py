@@ -1,0 +1,104 @@
+"""The inputs of all cases, made from a seed: text and prompts of made-up words, our token sets of them, and model
+directories with random weights. The peers read the same text, tokenizer and weights."""
+
+import bisect
+import itertools
+import json
+import random
+import shutil
+
+import ours
+from cases import MODELS, SFT_ROWS
+from paths import CORPUS, TEXT, TOKENIZER, model_dir, text_of
+
+SEED = 1
+CORPUS_BYTES = 20_000_000
+PRETRAIN_DOCUMENTS = 3000
+# Raise it when the text changes, so that what an earlier version wrote is written anew.
+VERSION = 1
+
+
+class Writer:
+    """Writes sentences of made-up words: few are frequent, and these are short, as in a language."""
+
+    def __init__(self, seed, words=6000):
+        self.random = random.Random(seed)
+        syllables = [a + b for a in "bcdfghjklmnprstvwz" for b in "aeiou"]
+        made = {"".join(self.random.choices(syllables, k=self.random.randint(1, 4))) for _ in range(3 * words)}
+        self.words = sorted(self.random.sample(sorted(made), words), key=len)
+        self.cumulative = list(itertools.accumulate((rank + 2.7) ** -1.05 for rank in range(words)))
+
+    def word(self):
+        at = self.random.random() * self.cumulative[-1]
+        return self.words[bisect.bisect(self.cumulative, at)]
+
+    def text(self, median, spread, least, most):
+        """Sentences of together a log-normal number of words."""
+        left = int(min(most, max(least, median * self.random.lognormvariate(0, spread))))
+        sentences = []
+        while left > 0:
+            words = [self.word() for _ in range(min(left, self.random.randint(5, 14)))]
+            sentences.append(" ".join(words).capitalize() + ".")
+            left -= len(words)
+        return " ".join(sentences)
+
+
+def write_corpus():
+    writer = Writer(SEED)
+    size = 0
+    with CORPUS.open("w") as corpus, (TEXT / "pretrain.txt").open("w") as first:
+        for document in itertools.count():
+            if size >= CORPUS_BYTES:
+                break
+            line = writer.text(90, 0.7, 10, 600) + "\n"
+            size += corpus.write(line)
+            if document < PRETRAIN_DOCUMENTS:
+                first.write(line)
+
+
+def write_prompts():
+    writer = Writer(SEED + 1)
+    with (TEXT / "sft.jsonl").open("w") as rows:
+        for _ in range(SFT_ROWS):
+            prompt = f"Question: {writer.text(16, 0.6, 3, 120)}\nAnswer:"
+            row = {"prompt": prompt, "completion": " " + writer.text(45, 0.8, 3, 260)}
+            rows.write(json.dumps(row) + "\n")
+
+
+def write_text():
+    """Writes the text unless it is there as these constants make it."""
+    stamp = TEXT / "version.json"
+    wanted = json.dumps([VERSION, SEED, CORPUS_BYTES, PRETRAIN_DOCUMENTS, SFT_ROWS])
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    shutil.rmtree(TEXT, ignore_errors=True)
+    TEXT.mkdir(parents=True)
+    write_corpus()
+    write_prompts()
+    stamp.write_text(wanted)
+
+
+def write_first_rows(data_set):
+    """`sft-N` has the first N rows."""
+    rows = (TEXT / "sft.jsonl").read_text().splitlines(keepends=True)
+    text_of(data_set).write_text("".join(rows[: int(data_set.removeprefix("sft-"))]))
+
+
+def prepare(cases, machine):
+    """Makes everything that the cases need; returns the rows and tokens of each of our token sets."""
+    write_text()
+    sets = {"pretrain", "sft"} | {case.data_set for case in cases if case.task == "sft"}
+    for data_set in sets - {"pretrain", "sft"}:
+        write_first_rows(data_set)
+    counts = ours.make_token_sets({data_set: text_of(data_set) for data_set in sets}, machine)
+    for model in {case.model for case in cases}:
+        ours.make_model(model_dir(model), MODELS[model] | special_ids(), machine)
+    return counts
+
+
+def special_ids():
+    """The ids of the tokenizer's special tokens, for the models' configs."""
+    names = json.loads((TOKENIZER / "special_tokens_map.json").read_text())
+    tokens = json.loads((TOKENIZER / "tokenizer.json").read_text())["added_tokens"]
+    ids = {token["content"]: token["id"] for token in tokens}
+    return {f"{key}_id": ids[names[key]] for key in ("bos_token", "eos_token", "pad_token")}

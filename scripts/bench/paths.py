@@ -1,0 +1,26 @@
+"""Where things are."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARIES = ROOT / "target" / "release"
+RECORDS = ROOT / "docs" / "benchmarks"
+WORK = ROOT / "runs" / "bench"
+
+TEXT = WORK / "text"
+CORPUS = TEXT / "corpus.txt"
+PREPARED = WORK / "prepared"
+TOKENIZER = PREPARED / "tokenizer"
+
+
+def text_of(data_set):
+    """The file that the peers read where our side reads the token set."""
+    return TEXT / ("pretrain.txt" if data_set == "pretrain" else f"{data_set}.jsonl")
+
+
+def train_file(data_set):
+    return PREPARED / "data" / data_set / "train.parquet"
+
+
+def model_dir(model):
+    return WORK / "models" / model

@@ -1,0 +1,172 @@
+"""Tables in Markdown of what was measured."""
+
+import statistics
+
+from cases import CASES
+
+HEAD = """\
+| case | peer | ours min–median–max | peer min–median–max | ratio of medians (single rounds) | share of bound |
+|---|---|---|---|---|---|"""
+MEMORY_HEAD = """\
+| case | peer | ours MiB | peer MiB | ours / peer |
+|---|---|---|---|---|"""
+WORK_HEAD = """\
+| case | peer | ours: tokens of the rows | peer | ours: first loss | peer |
+|---|---|---|---|---|---|"""
+NOTES = """\
+Tokens/s count real tokens, never padding; start-up is in seconds, and its ratio is peer / ours, so that above 1 always
+means that temper is faster. In bold: the ratio to the fastest peer of a case. Training is timed from the end of step 2
+to the end of the last step, by the clock, loading of data included. The bound is what the matrix products of the
+model's shapes alone would allow at the rate measured for them in the same round; it counts the output layer for every
+token, where fine-tuning needs it only for completions, so a share may exceed 1.
+
+`TRL as shipped` has TRL's defaults for all but packing, batch size and gradient checkpointing, which is on by default
+and would only cost it time. `own loss` takes the model's own loss in place of TRL's, which computes the output layer in
+chunks and entropy and accuracy at every step: the same gradients, faster on a CPU. `wrapped` cuts the rows into full
+blocks; `bfd 1 × 8` fits whole rows into blocks and puts one block at a time through the model, eight a step."""
+
+
+class Runs:
+    """The runs of one case, by who ran."""
+
+    def __init__(self, case, runs):
+        self.case = case
+        self.runs = [run for run in runs if run["case"] == case.name]
+        self.peers = [peer.name for peer in case.peers if any(run["who"] == peer.name for run in self.runs)]
+
+    def of(self, who):
+        return [run for run in self.runs if run["who"] == who]
+
+    def values(self, who, key="value"):
+        """One value a round, of the rounds that have one."""
+        return {run["round"]: run[key] for run in self.of(who) if run.get(key) is not None}
+
+    def failure(self, who):
+        return next((run["error"] for run in self.of(who) if "error" in run), None)
+
+    def median(self, who, key="value"):
+        return statistics.median(self.values(who, key).values())
+
+    def ratios(self, peer):
+        """How many times as fast as the peer: of the medians, and of each round that both did."""
+        ours, theirs = self.values("ours"), self.values(peer)
+        if not ours or not theirs:
+            return None
+        sign = -1 if self.case.unit == "s" else 1
+        single = [(ours[round] / theirs[round]) ** sign for round in ours.keys() & theirs.keys()]
+        return (self.median("ours") / self.median(peer)) ** sign, single
+
+    def fastest_peer(self):
+        rated = [(ratios[0], peer) for peer in self.peers if (ratios := self.ratios(peer))]
+        return min(rated)[1] if rated else None
+
+
+def number(value):
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def spread(values):
+    if len(values) == 1:
+        return number(*values)
+    return "–".join(number(value) for value in (min(values), statistics.median(values), max(values)))
+
+
+def speed_cell(runs, who):
+    if error := runs.failure(who):
+        return f"failed: {error.replace('|', '/')[:160]}"
+    values = runs.values(who).values()
+    unit = " s" if runs.case.unit == "s" else ""
+    return spread(values) + unit if values else "—"
+
+
+def ratio_cell(runs, peer):
+    ratios = runs.ratios(peer)
+    if ratios is None:
+        return "—"
+    medians, single = ratios
+    text = f"{medians:.2f}"
+    if peer == runs.fastest_peer():
+        text = f"**{text}**"
+    return f"{text} ({min(single):.2f}–{max(single):.2f})" if len(single) > 1 else text
+
+
+def bound_cell(runs):
+    if error := runs.failure("bound"):
+        return f"failed: {error.replace('|', '/')[:80]}"
+    if not runs.values("ours") or not runs.values("bound"):
+        return "—"
+    return f"{runs.median('ours') / runs.median('bound'):.2f}"
+
+
+def speed_rows(runs):
+    for at, peer in enumerate(runs.peers or [None]):
+        first = at == 0
+        yield [
+            runs.case.name if first else "",
+            peer or "—",
+            speed_cell(runs, "ours") if first else "",
+            speed_cell(runs, peer) if peer else "—",
+            ratio_cell(runs, peer) if peer else "—",
+            bound_cell(runs) if first else "",
+        ]
+
+
+def mebibytes(runs, who):
+    values = runs.values(who, "peak_bytes")
+    return statistics.median(values.values()) / 2**20 if values else None
+
+
+def memory_rows(runs):
+    ours = mebibytes(runs, "ours")
+    for at, peer in enumerate(runs.peers or [None]):
+        theirs = mebibytes(runs, peer) if peer else None
+        share = f"{ours / theirs:.2f}" if ours and theirs else "—"
+        name, own = (runs.case.name, number(ours) if ours else "—") if at == 0 else ("", "")
+        yield [name, peer or "—", own, number(theirs) if theirs else "—", share]
+
+
+def work_rows(runs):
+    """Whether both sides did the same: the tokens they made of the same rows, the loss of the same weights."""
+    done = {who: next((run for run in runs.of(who) if "error" not in run), {}) for who in ("ours", *runs.peers)}
+    if not (done["ours"].get("data") or {}).get("tokens"):
+        return
+
+    def cells(who):
+        run = done[who]
+        tokens, loss = (run.get("data") or {}).get("tokens"), run.get("loss_first")
+        return f"{tokens:,}" if tokens else "—", f"{loss:.2f}" if loss else "—"
+
+    own_tokens, own_loss = cells("ours")
+    for peer in runs.peers or [None]:
+        tokens, loss = cells(peer) if peer else ("—", "—")
+        yield [runs.case.name, peer or "—", own_tokens, tokens, own_loss, loss]
+
+
+def table(head, rows):
+    return "\n".join([head, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def tables(results):
+    """All tables of a campaign, with the list of its cases and the machine."""
+    names = {run["case"] for run in results["runs"]}
+    all_runs = [Runs(case, results["runs"]) for case in CASES if case.name in names]
+
+    def rows(make):
+        return [row for runs in all_runs for row in make(runs)]
+
+    about = [f"- {runs.case.name}: {runs.case.about}" for runs in all_runs]
+    machine = [f"- {key}: {value}" for key, value in results["machine"].items()]
+    parts = [
+        table(HEAD, rows(speed_rows)), NOTES,
+        "Peak memory: the resident set of the process (data-prep's peer: of all its processes); on a GPU what tensors "
+        "took.",
+        table(MEMORY_HEAD, rows(memory_rows)),
+        "That both sides did the same work: tokens made of the same rows (those cut at 512 tokens overlap by one on "
+        "our side), and the loss of the first step, from the same weights on other rows (the tutorial's is of padding "
+        "too).",
+        table(WORK_HEAD, rows(work_rows)),
+        "The cases:", "\n".join(about), "Where and with what:", "\n".join(machine),
+    ]
+    return "\n\n".join(parts)
