@@ -24,6 +24,7 @@ CUDA     ?=
 MODEL    ?=
 PROMPT   ?=
 TARGET   ?= target
+BENCH    ?=
 
 BIN := $(TARGET)/release
 
@@ -125,6 +126,14 @@ chat: export CHAT_PROMPT = $(PROMPT)
 .PHONY: parity
 parity: build ## make the Hugging Face fixtures again and compare, in a Python venv of its own
 	@scripts/parity/run
+
+.PHONY: bench
+bench: build ## measure speed and memory of our programs, about 10 minutes (BENCH="--cases sft --rounds 1" and the like)
+	@scripts/bench/run --device '$(if $(filter cuda%,$(DEVICE)),cuda,cpu)' $(BENCH)
+
+.PHONY: bench-peers
+bench-peers: build ## the same beside transformers, TRL and datasets, in a Python venv of its own
+	@scripts/bench/run --peers --device '$(if $(filter cuda%,$(DEVICE)),cuda,cpu)' $(BENCH)
 
 .PHONY: doctor
 doctor: ## say what of this machine, libtorch and its devices is usable

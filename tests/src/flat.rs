@@ -114,7 +114,7 @@ impl Flat {
     pub fn accumulate(&self, decoder: &mut Decoder, count: usize) -> Result<f64> {
         let loss = self.loss_sum(decoder)? / count as f64;
         torch_ext::autograd::backward(&loss)?;
-        decoder.params_mut().gather_grads().unwrap();
+        decoder.params_mut().gather_grads()?;
         Ok(loss.double_value(&[]))
     }
 }

@@ -9,6 +9,7 @@ use model::generate::{Engine, Request, Sampling, StopRules};
 use model::{Decoder, LoadOptions};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
+use torch_ext::memory;
 
 use crate::Target;
 
@@ -69,5 +70,6 @@ pub(crate) fn measure(options: &Options) -> Result<Value> {
         ensure!(results.iter().all(|result| result.ids.len() == new), "a response ended early");
         rates.push((rows * new) as f64 / seconds);
     }
-    Ok(json!({ "tokens_per_s": rates[1..] }))
+    let peak = memory::cuda_stats(load.device).ok().map(|stats| stats.peak_allocated);
+    Ok(json!({ "tokens_per_s": rates[1..], "peak_memory_bytes": peak }))
 }

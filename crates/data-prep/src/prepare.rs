@@ -2,7 +2,7 @@
 //!
 //! A chunk of records is mapped, cleaned and fingerprinted in parallel; what depends on the records
 //! before it (duplicates) is then decided one after another. So the result does not depend on the
-//! number of threads, and memory holds one chunk and the fingerprints.
+//! number of threads, and memory holds a few chunks and the fingerprints.
 
 use std::collections::BTreeMap;
 
@@ -54,12 +54,17 @@ impl Counts {
 }
 
 /// Where records come from: files, or a generator.
-pub(crate) type RecordIter = Box<dyn Iterator<Item = Result<Record, RecordError>>>;
+pub(crate) type RecordIter = Box<dyn Iterator<Item = Result<Record, RecordError>> + Send>;
+
+/// Records as they were read.
+pub(crate) type Chunk = Vec<Result<Record, RecordError>>;
+
+/// Reads chunk after chunk, so that it can be ahead of what becomes of them.
+pub(crate) struct Reader(RecordIter);
 
 /// See the module's text.
 pub(crate) struct Prepare<'a> {
     examiner: Examiner<'a>,
-    records: RecordIter,
     seen: Seen,
     pub(crate) counts: Counts,
 }
@@ -86,18 +91,14 @@ impl<'a> Prepare<'a> {
         let hasher = Hasher::new(&config.dedup);
         Ok(Self {
             examiner: Examiner { config, seed, mapper, hasher },
-            records: set.open()?,
             seen: Seen::new(&config.dedup),
             counts: Counts::default(),
         })
     }
 
-    /// The next kept examples; `None` at the end. A chunk may be empty.
-    pub(crate) fn next_chunk(&mut self) -> anyhow::Result<Option<Vec<Prepared>>> {
-        let chunk = self.read_chunk()?;
-        if chunk.is_empty() {
-            return Ok(None);
-        }
+    /// The examples of a chunk that are kept.
+    pub(crate) fn keep(&mut self, chunk: Chunk) -> anyhow::Result<Vec<Prepared>> {
+        self.counts.read += chunk.len() as u64;
         let examiner = &self.examiner;
         let outcomes: Vec<Outcome> =
             chunk.into_par_iter().map(|item| examiner.examine(item)).collect();
@@ -113,24 +114,30 @@ impl<'a> Prepare<'a> {
                 },
             }
         }
-        Ok(Some(kept))
+        Ok(kept)
+    }
+}
+
+impl Reader {
+    pub(crate) fn open(set: &DatasetPlan) -> anyhow::Result<Self> {
+        Ok(Self(set.open()?))
     }
 
-    fn read_chunk(&mut self) -> anyhow::Result<Vec<Result<Record, RecordError>>> {
+    /// The next records; `None` at the end. An error of a single record is among them.
+    pub(crate) fn next_chunk(&mut self) -> anyhow::Result<Option<Chunk>> {
         let mut chunk = Vec::new();
         let mut bytes = 0;
         while chunk.len() < CHUNK_RECORDS && bytes < CHUNK_BYTES {
-            match self.records.next() {
+            match self.0.next() {
                 None => break,
                 Some(Err(error)) if !error.is_row() => return Err(error.into()),
                 Some(item) => {
-                    self.counts.read += 1;
                     bytes += item.as_ref().map_or(0, |record| fields_size(&record.fields));
                     chunk.push(item);
                 }
             }
         }
-        Ok(chunk)
+        Ok((!chunk.is_empty()).then_some(chunk))
     }
 }
 

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use crate::config::BadRecords;
 use crate::plan::{DatasetPlan, Plan};
-use crate::prepare::{Prepare, Prepared, Split};
+use crate::prepare::{Chunk, Counts, Prepare, Prepared, Reader, Split};
 use crate::report::SetReport;
 use crate::vocabulary::Vocabulary;
 
@@ -35,29 +35,38 @@ pub(crate) fn write_set(
     vocabulary: &Vocabulary,
     tick: &mut dyn FnMut(u64) -> anyhow::Result<()>,
 ) -> anyhow::Result<SetOutput> {
+    let mut reader = Reader::open(set)?;
     let mut prepare = Prepare::new(set, plan.seed)?;
-    let mut files = Files::create(run, set, vocabulary)?;
-    let mut output = SetOutput { report: SetReport::default(), preview: Vec::new() };
-    while let Some(chunk) = prepare.next_chunk()? {
-        let tokenised: Vec<(Prepared, Tokenised)> = chunk
-            .into_par_iter()
-            .map(|prepared| {
-                let tokenised = tokenise(set, vocabulary, &prepared);
-                (prepared, tokenised)
-            })
-            .collect();
-        for (prepared, tokenised) in tokenised {
-            match tokenised? {
-                Err(reason) => prepare.counts.drop(reason),
-                Ok(encoded) => {
-                    let room = plan.preview_rows.saturating_sub(output.preview.len());
-                    output.preview.extend(encoded.rows.iter().take(room).cloned());
-                    files.write(&prepared, &encoded)?;
-                    count(&mut output.report, &encoded, files.unknown);
-                }
-            }
-        }
+    let mut sink = Sink {
+        files: Files::create(run, set, vocabulary)?,
+        output: SetOutput { report: SetReport::default(), preview: Vec::new() },
+        preview_rows: plan.preview_rows,
+        dropped: Counts::default(),
+    };
+    let mut chunk = reader.next_chunk()?;
+    let mut made = Vec::new();
+    // While a chunk is tokenised, the next one is read and the one before it is written.
+    while chunk.is_some() || !made.is_empty() {
+        let (next, (tokenised, written)) = rayon::join(
+            || reader.next_chunk(),
+            || {
+                rayon::join(
+                    || {
+                        chunk.map_or(Ok(Vec::new()), |chunk| {
+                            make(&mut prepare, set, vocabulary, chunk)
+                        })
+                    },
+                    || sink.take(made),
+                )
+            },
+        );
+        written?;
+        (chunk, made) = (next?, tokenised?);
         tick(prepare.counts.read)?;
+    }
+    let Sink { files, mut output, dropped, .. } = sink;
+    for (reason, count) in dropped.dropped {
+        *prepare.counts.dropped.entry(reason).or_default() += count;
     }
     files.finish(&mut output.report)?;
     let stops = !vocabulary.tokenizer.stop_ids(None).is_empty() || set.is_chat();
@@ -72,6 +81,48 @@ pub(crate) fn write_set(
         );
     }
     Ok(output)
+}
+
+/// The rows of a chunk's records.
+fn make(
+    prepare: &mut Prepare<'_>,
+    set: &DatasetPlan,
+    vocabulary: &Vocabulary,
+    chunk: Chunk,
+) -> anyhow::Result<Vec<(Prepared, Tokenised)>> {
+    let kept = prepare.keep(chunk)?.into_par_iter();
+    Ok(kept
+        .map(|prepared| {
+            let tokenised = tokenise(set, vocabulary, &prepared);
+            (prepared, tokenised)
+        })
+        .collect())
+}
+
+/// Where rows end: files, report and preview.
+struct Sink<'a> {
+    files: Files<'a>,
+    output: SetOutput,
+    preview_rows: usize,
+    dropped: Counts,
+}
+
+impl Sink<'_> {
+    fn take(&mut self, rows: Vec<(Prepared, Tokenised)>) -> anyhow::Result<()> {
+        let Self { files, output, preview_rows, dropped } = self;
+        for (prepared, tokenised) in rows {
+            match tokenised? {
+                Err(reason) => dropped.drop(reason),
+                Ok(encoded) => {
+                    let room = preview_rows.saturating_sub(output.preview.len());
+                    output.preview.extend(encoded.rows.iter().take(room).cloned());
+                    files.write(&prepared, &encoded)?;
+                    count(&mut output.report, &encoded, files.unknown);
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 fn count(report: &mut SetReport, encoded: &Encoded, unknown: Option<u32>) {

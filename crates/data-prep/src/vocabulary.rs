@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use crate::config::TrainTokenizer;
 use crate::plan::{DatasetPlan, Plan, TokenizerPlan};
-use crate::prepare::{Prepare, Prepared, Split, texts};
+use crate::prepare::{Prepare, Prepared, Reader, Split, texts};
 
 /// The tokenizer with its chat template compiled.
 pub(crate) struct Vocabulary {
@@ -91,10 +91,12 @@ fn sample(
         }
         info!(dataset = set.name, "reading text for the tokenizer");
         let reading = || format!("data set `{}`", set.name);
+        let mut reader = Reader::open(set).with_context(reading)?;
         let mut prepare = Prepare::new(set, plan.seed).with_context(reading)?;
-        while let Some(chunk) = prepare.next_chunk().with_context(reading)? {
+        while let Some(chunk) = reader.next_chunk().with_context(reading)? {
             interrupted()?;
-            for prepared in chunk.into_iter().filter(|prepared| prepared.split == Split::Train) {
+            let kept_now = prepare.keep(chunk).with_context(reading)?.into_iter();
+            for prepared in kept_now.filter(|prepared| prepared.split == Split::Train) {
                 kept.add(prepared);
             }
         }

@@ -409,3 +409,51 @@ fn byte_lengths_add_up_to_the_text_and_special_tokens_have_none() {
         assert_eq!(bytes(&[tokenizer.bos_id().unwrap(), tokenizer.eos_id().unwrap()]), 0);
     }
 }
+
+/// Texts with all that the words' memo must not change: runs of spaces, other blanks, combining marks, digits, Korean,
+/// contractions, special tokens spelled out, and words met again.
+#[test]
+fn ids_through_the_memo_of_words_are_the_librarys() {
+    let tokenizer = small();
+    assert!(tokenizer.words.is_some(), "a trained tokenizer has the memo");
+    assert!(metaspace().words.is_none(), "one that merges across spaces has none");
+    let parts = [
+        "the",
+        " the",
+        "  ",
+        "\n",
+        " \n ",
+        "\t",
+        "don't",
+        " it's",
+        "12345",
+        " 7",
+        "한국어",
+        " 문장을",
+        "e\u{301}",
+        " \u{301}x",
+        "...",
+        " (a)",
+        "<|eos|>",
+        " <|eos|> ",
+        "\u{a0}",
+        " \u{3000}",
+        "🙂",
+        " 🙂",
+        "a\r\nb",
+        "",
+        " ",
+    ];
+    let mut state = 1_u64;
+    for _ in 0..2000 {
+        let mut text = String::new();
+        for _ in 0..8 {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            text += parts[(state >> 33) as usize % parts.len()];
+        }
+        for add_special in [false, true] {
+            let plain = tokenizer.encode_plain(&text, add_special).unwrap().ids;
+            assert_eq!(tokenizer.ids_plain(&text, add_special).unwrap(), plain, "{text:?}");
+        }
+    }
+}

@@ -12,6 +12,7 @@ pub(super) struct Cache {
     slots: i64,
     len: i64,
     like: (Kind, Device),
+    any_slot: bool,
 }
 
 /// Positions of slots, `[N]` each.
@@ -44,19 +45,21 @@ struct Masks {
 }
 
 impl Cache {
-    /// Memory for `slots` rows of at most `len` tokens, zeroed: masked entries must at least be finite.
+    /// Memory for `slots` rows of at most `len` tokens, zeroed: masked entries must at least be finite. Without `kernels`
+    /// attention is libtorch's where the CPU has one of its own.
     pub(super) fn new(
         config: &ModelConfig,
         slots: usize,
         len: usize,
-        kind: Kind,
-        device: Device,
+        like: (Kind, Device),
+        kernels: bool,
     ) -> Self {
         let (slots, len) = (slots as i64, len as i64);
         let shape = [slots, config.num_key_value_heads, len, config.head_dim];
-        let layer = || [0, 1].map(|_| Tensor::zeros(shape, (kind, device)));
+        let layer = || [0, 1].map(|_| Tensor::zeros(shape, like));
         let layers = (0..config.num_hidden_layers).map(|_| layer()).collect();
-        Self { layers, slots, len, like: (kind, device) }
+        let any_slot = kernels && cached::serves(like.0, like.1);
+        Self { layers, slots, len, like, any_slot }
     }
 
     /// Whether this memory serves so many rows of such a length.
@@ -66,7 +69,7 @@ impl Cache {
 
     /// Whether rows may lie in any slots; otherwise row i must lie in slot i.
     pub(super) fn takes_any_slot(&self) -> bool {
-        cached::serves(self.like.0, self.like.1)
+        self.any_slot
     }
 
     /// Where positions of slots lie, to [store](Self::store) to.
@@ -138,19 +141,15 @@ impl Cache {
     ) -> Result<Tensor> {
         let size = qkv[0].size()[2];
         let scale = options.scale.unwrap_or_else(|| 1.0 / (size as f64).sqrt());
-        match &reach.masks {
-            Some(masks) => {
-                self.store(layer, &masks.places, qkv[1], qkv[2]);
-                let windowed = options.sliding_window.and(masks.windowed.as_ref());
-                self.attend_masked(layer, masks, windowed, qkv[0], scale)
-            }
-            None => {
-                let [keys, values] = &self.layers[layer];
-                let Reach { slots, lengths, .. } = reach;
-                let cache = cached::Cache { keys, values, slots, lengths };
-                Ok(cached::attend(qkv, cache, scale, options.sliding_window)?)
-            }
+        let Reach { slots, lengths, masks } = reach;
+        if let Some(masks) = masks {
+            self.store(layer, &masks.places, qkv[1], qkv[2]);
+            let windowed = options.sliding_window.and(masks.windowed.as_ref());
+            return self.attend_masked(layer, masks, windowed, qkv[0], scale);
         }
+        let [keys, values] = &self.layers[layer];
+        let cache = cached::Cache { keys, values, slots, lengths };
+        Ok(cached::attend(qkv, cache, scale, options.sliding_window)?)
     }
 
     /// Through libtorch's attention over slots `0..R`.

@@ -25,6 +25,8 @@ pub struct Engine<'a> {
     max_len: usize,
     cache: Option<Cache>,
     packed: Option<Packed>,
+    /// Whether the CPU's own attention serves where it can; tests turn it off to take CUDA's way on the CPU.
+    kernels: bool,
 }
 
 /// Fewer rows than this are not worth a second copy of the weights in the matrix kernels' layout.
@@ -47,7 +49,13 @@ impl<'a> Engine<'a> {
                 "a context of {max_len} tokens is beyond the model's max_position_embeddings of {positions}"
             )));
         }
-        Ok(Self { decoder, max_rows, max_len, cache: None, packed: None })
+        Ok(Self { decoder, max_rows, max_len, cache: None, packed: None, kernels: true })
+    }
+
+    #[cfg(test)]
+    pub(super) fn without_kernels(mut self) -> Self {
+        self.kernels = false;
+        self
     }
 
     /// Continues every request; the results are in the order of the requests.
@@ -78,7 +86,7 @@ impl<'a> Engine<'a> {
         let like = (self.decoder.precision().kind(), self.decoder.device());
         let cache = match self.cache.take() {
             Some(cache) if cache.fits(slots, longest) => cache,
-            _ => Cache::new(config, slots, longest, like.0, like.1),
+            _ => Cache::new(config, slots, longest, like, self.kernels),
         };
         self.packed = match self.packed.take() {
             before if slots >= PACK_FROM_ROWS => self.decoder.pack(slots as i64, before)?,

@@ -73,8 +73,11 @@ fn generation_equals_sampling_from_whole_forward_passes() {
     for architecture in Architecture::ALL {
         let decoder = tiny(architecture, &LoadOptions::default());
         let requests = ragged();
-        for rows in [1, 3, 8] {
-            let got = generate(&decoder, rows, &requests, &StopRules::default());
+        // The CPU's kernels, with 8 rows over packed weights, and CUDA's way.
+        for (rows, kernels) in [(1, true), (3, true), (8, true), (3, false)] {
+            let engine = Engine::new(&decoder, rows, 48).unwrap();
+            let mut engine = if kernels { engine } else { engine.without_kernels() };
+            let got = engine.generate(&requests, &StopRules::default(), None, None).unwrap();
             for (request, got) in requests.iter().zip(&got) {
                 let (ids, logprobs) = expected(&decoder, request);
                 assert_eq!(got.ids, ids, "{architecture:?} in {rows} rows");
@@ -113,6 +116,50 @@ fn an_engine_is_used_again_with_more_and_longer_requests() {
     let many = engine.generate(&requests, &stop, None, None).unwrap();
     assert_eq!(many, generate(&decoder, 4, &requests, &stop));
     assert_eq!(engine.generate(&short, &stop, None, None).unwrap(), first);
+}
+
+#[test]
+fn weights_that_changed_between_calls_are_used() {
+    let mut decoder =
+        tiny(Architecture::Llama, &LoadOptions { trainable: true, ..LoadOptions::default() });
+    let requests: Vec<Request> =
+        (0..8).map(|i| request(token_ids(5, 61, i), 6, Sampling::greedy())).collect();
+    let stop = StopRules::default();
+    // One engine over two decoders cannot be: the weights are changed behind its back, as an optimiser does.
+    let weights: Vec<Tensor> = decoder.params().iter().map(|(_, weight)| weight).collect();
+    let mut engine = Engine::new(&decoder, 8, 48).unwrap();
+    let before = engine.generate(&requests, &stop, None, None).unwrap();
+    for weight in &weights {
+        let _ = no_grad(|| weight.shallow_clone().g_mul_scalar_(-1.5));
+    }
+    let after = engine.generate(&requests, &stop, None, None).unwrap();
+    drop(engine);
+    decoder.params_mut().refresh_compute();
+    assert_ne!(before, after);
+    assert_eq!(after, generate(&decoder, 8, &requests, &stop));
+}
+
+#[test]
+fn samples_of_one_prompt_are_those_of_the_prompt_alone() {
+    let decoder = tiny(Architecture::Qwen3, &LoadOptions::default());
+    let prompts = [token_ids(9, 61, 1), token_ids(4, 61, 2)];
+    let requests: Vec<Request> = (0..10)
+        .map(|i| {
+            let sampling = Sampling { seed: i, repetition_penalty: 1.1, ..Sampling::default() };
+            request(prompts[i as usize % 2].clone(), 5 + i as usize, sampling)
+        })
+        .collect();
+    for rows in [4, 10] {
+        let together = generate(&decoder, rows, &requests, &StopRules::default());
+        for (request, got) in requests.iter().zip(&together) {
+            let alone =
+                &generate(&decoder, 1, std::slice::from_ref(request), &StopRules::default())[0];
+            assert_eq!(got.ids, alone.ids);
+        }
+        let different: std::collections::HashSet<_> =
+            together.iter().map(|g| &g.ids[..5]).collect();
+        assert!(different.len() > 5, "each sample has its own seed");
+    }
 }
 
 #[test]

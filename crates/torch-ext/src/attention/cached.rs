@@ -91,3 +91,71 @@ fn check(qkv: [&Tensor; 3], cache: Cache<'_>, scale: f64, window: Option<i64>) -
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{max_error, random, relative_error};
+
+    /// Softmax attention of one query by its definition, in fp64: `q` [H, D], keys and values [Hkv, n, D].
+    fn plain(q: &Tensor, keys: &Tensor, values: &Tensor, scale: f64) -> Tensor {
+        let [q, keys, values] = [q, keys, values].map(|t| t.to_kind(Kind::Double));
+        let group = q.size()[0] / keys.size()[0];
+        let spread = |t: &Tensor| t.repeat_interleave_self_int(group, 0, None);
+        let scores = spread(&keys).matmul(&q.unsqueeze(2)).squeeze_dim(2) * scale;
+        let weights = scores.softmax(1, Kind::Double).unsqueeze(1);
+        weights.matmul(&spread(&values)).squeeze_dim(1)
+    }
+
+    #[test]
+    fn every_row_attends_to_its_slot_alone() {
+        for (kind, tolerance) in [(Kind::Float, 1e-6), (Kind::BFloat16, 6e-3), (Kind::Half, 1e-3)] {
+            for (heads, kv_heads, dim, window) in
+                [(4, 2, 64, None), (3, 3, 7, Some(5)), (6, 1, 80, Some(1)), (1, 1, 130, None)]
+            {
+                let of = |shape: &[i64], seed| random(shape, seed, kind, Device::Cpu).detach();
+                let (slots, lengths) = ([4, 0, 2], [37, 1, 64]);
+                let (keys, values) =
+                    (of(&[5, kv_heads, 64, dim], 1), of(&[5, kv_heads, 64, dim], 2));
+                // Slices of a fused projection: rows are strided.
+                let qkv = of(&[3, heads + 2 * kv_heads, dim], 3);
+                let parts = qkv.split_with_sizes([heads, kv_heads, kv_heads], 1);
+                let untouched = keys.copy();
+                let cache =
+                    Cache { keys: &keys, values: &values, slots: &slots, lengths: &lengths };
+                let out = attend([&parts[0], &parts[1], &parts[2]], cache, 0.3, window).unwrap();
+                for row in 0..3_usize {
+                    let (slot, length) = (slots[row], lengths[row]);
+                    let at = row as i64;
+                    let last = keys.get(slot).select(1, length - 1);
+                    assert!(last.equal(&parts[1].get(at)), "the new key is appended");
+                    assert!(values.get(slot).select(1, length - 1).equal(&parts[2].get(at)));
+                    let first = window.map_or(0, |w: i64| (length - w).max(0));
+                    let seen = |t: &Tensor| t.get(slot).narrow(1, first, length - first);
+                    let want = plain(&parts[0].get(at), &seen(&keys), &seen(&values), 0.3);
+                    let error = relative_error(&out.get(at), &want, 0.1);
+                    assert!(error < tolerance, "{kind:?} {heads} {dim} row {row}: {error:.1e}");
+                }
+                assert_eq!(max_error(&keys.get(1), &untouched.get(1)), 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let of = |shape: &[i64]| random(shape, 1, Kind::Float, Device::Cpu).detach();
+        let (q, k, keys) = (of(&[2, 4, 8]), of(&[2, 2, 8]), of(&[3, 2, 16, 8]));
+        let message = |k: &Tensor, slots: &[i64], lengths: &[i64], window| {
+            let cache = Cache { keys: &keys, values: &keys, slots, lengths };
+            attend([&q, k, k], cache, 1.0, window).unwrap_err().to_string()
+        };
+        let all = [1, 1];
+        assert!(message(&of(&[2, 3, 8]), &[0, 1], &all, None).contains("k [2, 3, 8], v [2, 3, 8]"));
+        assert_eq!(message(&k, &[0, 3], &all, None), "attention::cached: slot 3 is none of 3");
+        assert!(message(&k, &[0, 1], &[1, 17], None).ends_with("length 17 is not within 1 to 16"));
+        assert!(message(&k, &[0, 1], &[0, 1], None).ends_with("length 0 is not within 1 to 16"));
+        assert!(message(&k, &[0], &all, None).ends_with("2 rows, 1 slots, 2 lengths"));
+        assert!(message(&k, &[0, 1], &all, Some(0)).contains("window Some(0)"));
+        assert!(message(&k.to_kind(Kind::Half), &[0, 1], &all, None).contains("q is Float"));
+    }
+}
