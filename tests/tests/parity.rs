@@ -4,7 +4,7 @@
 
 use anyhow::{Result, ensure};
 use model::generate::{Engine, Finish, Request, Sampling, StopRules};
-use model::{Decoder, LoadOptions, ModelConfig, Precision};
+use model::{Checkpointing, Decoder, LoadOptions, ModelConfig, Precision};
 use serde_json::Value;
 use std::path::PathBuf;
 use tch::{Kind, Tensor, no_grad};
@@ -196,9 +196,9 @@ fn a_config_as_transformers_4_wrote_it_means_the_same_model() -> Result<()> {
 #[test]
 fn every_gradient_is_that_of_torch() -> Result<()> {
     for fixture in Fixture::all()? {
-        for checkpointing in [false, true] {
+        for checkpointing in [Checkpointing::None, Checkpointing::Mlp, Checkpointing::Layer] {
             let mut decoder = fixture.load(Precision::Fp32, true)?;
-            decoder.set_checkpointing(checkpointing);
+            decoder.set_checkpointing(checkpointing, 1);
             fixture.batch("padded")?.backward(&mut decoder)?;
             let mut compared = 0;
             let mut worst = 0.0_f64;
@@ -228,11 +228,12 @@ fn weights_after_adamw_steps_are_those_of_torch() -> Result<()> {
             adam_beta1: number("betas/0"),
             adam_beta2: number("betas/1"),
             adam_epsilon: number("eps"),
+            optim_bits: 32,
             max_grad_norm: Some(number("max_grad_norm")),
         };
         let first = Tensors::read(&fixture.model_dir().join("model.safetensors"))?;
         let mut decoder = fixture.load(Precision::Fp32, true)?;
-        let optimizer = AdamW::new(&decoder.params_mut().trainable(), &settings);
+        let mut optimizer = AdamW::new(&decoder.params_mut().trainable(), &settings);
         let batch = fixture.batch("padded")?;
         for step in 0..3 {
             let what = format!("{} step {step}", fixture.name);

@@ -179,6 +179,13 @@ impl ModelConfig {
         parts.map(|part| part.shape.iter().product::<i64>() as u64).sum()
     }
 
+    /// Number of parameters in embeddings, a tied one included.
+    pub fn num_embedding_parameters(&self) -> u64 {
+        let parts = layout(self).blocks.into_iter().flat_map(|block| block.parts);
+        let embeddings = parts.filter(|part| is_embedding(&part.name));
+        embeddings.map(|part| part.shape.iter().product::<i64>() as u64).sum()
+    }
+
     /// Floating-point operations of matrix products for one token of one forward pass, attention over `context`
     /// earlier positions included; a training step takes three times as many.
     pub fn forward_flops_per_token(&self, context: f64) -> f64 {
@@ -211,6 +218,6 @@ impl ModelConfig {
 }
 
 /// Whether a tensor is looked up rather than multiplied with.
-fn is_embedding(name: &str) -> bool {
+pub(crate) fn is_embedding(name: &str) -> bool {
     ["wte.weight", "wpe.weight", "embed_tokens.weight"].iter().any(|end| name.ends_with(end))
 }

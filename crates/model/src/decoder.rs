@@ -20,6 +20,7 @@ use layer::Layer;
 use norm::Norm;
 pub(crate) use packed::Packed;
 use rotary::{Rotary, Rotation};
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 use torch_ext::attention::{Seqlens, Varlen, varlen};
@@ -41,6 +42,19 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self { device: Device::Cpu, precision: Precision::Fp32, trainable: false }
     }
+}
+
+/// What of a layer is computed again in the backward pass instead of being kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Checkpointing {
+    /// Nothing.
+    #[default]
+    None,
+    /// The MLP with its norm: the larger part of the memory for the lesser part of the work.
+    Mlp,
+    /// Everything: the layer's input alone is kept.
+    Layer,
 }
 
 /// A flat row of documents, checked against a model by [`Decoder::input`].
@@ -77,7 +91,9 @@ pub struct Decoder {
     /// `[V, D]`; the embedding where tied.
     head: Tensor,
     training: bool,
-    checkpointing: bool,
+    checkpointing: Checkpointing,
+    /// Each so many layers are checkpointed.
+    checkpointing_interval: usize,
     embedding_dropout: f64,
 }
 
@@ -146,7 +162,8 @@ impl Decoder {
             config,
             params,
             training: false,
-            checkpointing: false,
+            checkpointing: Checkpointing::None,
+            checkpointing_interval: 1,
         }
     }
 
@@ -209,9 +226,10 @@ impl Decoder {
         }
     }
 
-    /// Switches activation checkpointing of each layer on or off; off at first. Values and gradients stay the same.
-    pub fn set_checkpointing(&mut self, checkpointing: bool) {
-        self.checkpointing = checkpointing;
+    /// Sets the activation checkpointing of each `interval`-th layer (0 counts as 1); none at first. Values and gradients
+    /// stay the same.
+    pub fn set_checkpointing(&mut self, checkpointing: Checkpointing, interval: usize) {
+        (self.checkpointing, self.checkpointing_interval) = (checkpointing, interval.max(1));
     }
 
     /// Checks a flat row of documents and brings it to the model's device.
@@ -275,14 +293,24 @@ impl Decoder {
     pub fn hidden(&self, input: &Input) -> Result<Tensor> {
         let rotation = self.rotation(&input.positions);
         let mut hidden = self.embed(&input.ids, &input.positions, self.training);
-        for layer in &self.layers {
-            hidden = if self.checkpointing {
-                self.checkpointed(layer, &hidden, rotation.as_ref(), &input.seqlens)?
+        for (index, layer) in self.layers.iter().enumerate() {
+            let chosen = index % self.checkpointing_interval == 0;
+            let checkpointing = if chosen { self.checkpointing } else { Checkpointing::None };
+            if checkpointing == Checkpointing::Layer {
+                hidden = self.checkpointed(layer, &hidden, rotation.as_ref(), &input.seqlens)?;
+                continue;
+            }
+            let mut attend = |q: &Tensor, k: &Tensor, v: &Tensor, options: &Varlen| {
+                Ok(varlen(q, k, v, &input.seqlens, options)?)
+            };
+            let (rotation, training) = (rotation.as_ref(), self.training);
+            hidden = layer.attention_half(&hidden, rotation, training, &mut attend)?;
+            hidden = if checkpointing == Checkpointing::Mlp {
+                let inner = layer.share();
+                let run = move |inputs: &[Tensor]| Ok(vec![inner.mlp_half(&inputs[0], training)?]);
+                checkpoint(&[&hidden], &layer.mlp_leaves(), run)?.remove(0)
             } else {
-                let mut attend = |q: &Tensor, k: &Tensor, v: &Tensor, options: &Varlen| {
-                    Ok(varlen(q, k, v, &input.seqlens, options)?)
-                };
-                layer.forward(&hidden, rotation.as_ref(), self.training, &mut attend)?
+                layer.mlp_half(&hidden, training)?
             };
         }
         self.final_norm.forward(&hidden.narrow(0, 0, input.tokens))

@@ -24,7 +24,7 @@ mod testing;
 pub mod weights;
 
 pub use config::{Architecture, ModelConfig};
-pub use decoder::{Decoder, Input, LoadOptions};
+pub use decoder::{Checkpointing, Decoder, Input, LoadOptions};
 pub use error::{Error, Result};
 pub use params::{Params, Trainable};
 pub use precision::Precision;

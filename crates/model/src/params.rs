@@ -1,5 +1,6 @@
 //! Parameters: fp32 masters, the copies that compute runs on, and their gradients.
 
+use crate::config::is_embedding;
 use crate::error::Result;
 use crate::layout::{BlockId, BlockSpec};
 use crate::precision::Precision;
@@ -16,6 +17,13 @@ pub struct Trainable<'a> {
     pub master: Tensor,
     /// The fp32 gradient, of the master's shape. Updating it in place is allowed (clipping).
     pub grad: Tensor,
+}
+
+impl Trainable<'_> {
+    /// Whether it is looked up rather than multiplied with.
+    pub fn is_embedding(&self) -> bool {
+        is_embedding(self.name)
+    }
 }
 
 /// The parameters of a model, in a fixed order, by their Hugging Face names.

@@ -215,7 +215,7 @@ fn internal_error(payload: &(dyn Any + Send)) -> anyhow::Error {
     let memory = ["out of memory", "can't allocate memory"];
     if memory.iter().any(|words| message.contains(words)) {
         let error = anyhow::anyhow!("out of memory: {message}");
-        let hint = "lower micro_batch_tokens or the rows generated at the same time, or set activation_checkpointing";
+        let hint = "lower micro_batch_tokens or the rows generated at the same time, or set activation_checkpointing = \"layer\"";
         return Hint::new(error, hint).into();
     }
     let error = anyhow::Error::msg(take_panic().unwrap_or_default());

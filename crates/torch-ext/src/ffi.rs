@@ -135,6 +135,8 @@ unsafe extern "C" {
         found_inf: Ptr,
     ) -> *mut c_char;
 
+    pub(crate) fn te_adamw_8bit(tensors: *const Ptr, hyper: *const f64) -> *mut c_char;
+
     pub(crate) fn te_attention_forward(
         qkv: *const Ptr,
         cu_seqlens: *const i64,

@@ -7,7 +7,8 @@
 //! |---|---|
 //! | [`device`] | CUDA loaded at run time, device names resolved, threads, versions |
 //! | [`autograd`] | autograd nodes from Rust closures; `backward` and `grad` that return errors |
-//! | [`optim`] | fused `AdamW` |
+//! | [`optim`] | fused `AdamW`, with moments of 32 or 8 bits |
+//! | [`blockwise`] | numbers in 8 bits |
 //! | [`foreach`] | norm, scale, zero, add, copy, unscale over many tensors at once |
 //! | [`generator`] | the random generators' state |
 //! | [`attention`] | causal attention over a flat row of documents |
@@ -22,6 +23,7 @@
 
 pub mod attention;
 pub mod autograd;
+pub mod blockwise;
 pub mod checkpoint;
 pub mod device;
 mod error;

@@ -1,7 +1,7 @@
 //! How much memory a training run will need, from its config alone.
 
 use data::batch::BatchSize;
-use model::{Architecture, ModelConfig, Precision};
+use model::{Architecture, Checkpointing, ModelConfig, Precision};
 
 use crate::settings::Train;
 
@@ -10,7 +10,7 @@ use crate::settings::Train;
 pub struct MemoryEstimate {
     /// fp32 masters, and the compute copies where they are apart.
     pub weights: u64,
-    /// fp32 gradients, and those of the compute copies.
+    /// fp32 gradients.
     pub gradients: u64,
     /// AdamW's two moments.
     pub optimizer: u64,
@@ -31,8 +31,15 @@ impl MemoryEstimate {
         let tokens = (train.micro_batch_tokens as u64).min(step).max(longest_row);
         Self {
             weights: parameters * (4 + copies),
-            gradients: parameters * (4 + copies),
-            optimizer: parameters * 8,
+            // The copies' gradients go as the masters' come.
+            gradients: parameters * 4,
+            // In 8 bits, embeddings aside; vectors are too few to count.
+            optimizer: if train.optimizer.optim_bits == 8 {
+                let looked_up = config.num_embedding_parameters();
+                (parameters - looked_up) * 2 + looked_up * 8
+            } else {
+                parameters * 8
+            },
             activations: activations(config, train, tokens),
         }
     }
@@ -54,7 +61,14 @@ fn activations(config: &ModelConfig, train: &Train, tokens: u64) -> u64 {
     let mlp = if config.architecture == Architecture::Gpt2 { 2 * inner } else { 3 * inner };
     let layer = 4 * width + 2 * (heads + 2 * keys) + heads + mlp;
     let layers = size(config.num_hidden_layers);
-    let kept = if train.activation_checkpointing { layers * width + layer } else { layers * layer };
+    let interval = train.checkpointing_interval.max(1) as u64;
+    let (checkpointed, again) = match train.activation_checkpointing {
+        Checkpointing::None => (layer, 0),
+        Checkpointing::Mlp => (layer - mlp - width, mlp + width),
+        Checkpointing::Layer => (width, layer),
+    };
+    let count = layers.div_ceil(interval);
+    let kept = count * checkpointed + (layers - count) * layer + again;
     let bytes = train.precision.size() as u64;
     // The fused head holds one chunk of logits, its gradient, and an fp32 gradient of its weight.
     let chunk = (4 << 20) * (bytes + 4);
@@ -76,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn sixteen_bytes_a_parameter_in_fp32_and_twenty_in_bf16() {
+    fn sixteen_bytes_a_parameter_in_fp32_and_eighteen_in_bf16() {
         let config = ModelConfig::from_json(&json!({
             "model_type": "llama", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
             "num_attention_heads": 2, "max_position_embeddings": 64,
@@ -86,10 +100,15 @@ mod tests {
         let plain = MemoryEstimate::new(&config, &train(""), 64);
         assert_eq!(plain.weights + plain.gradients + plain.optimizer, 16 * n);
         let half = MemoryEstimate::new(&config, &train("precision = \"bf16\""), 64);
-        assert_eq!(half.weights + half.gradients + half.optimizer, 20 * n);
+        assert_eq!(half.weights + half.gradients + half.optimizer, 18 * n);
+        let eight = MemoryEstimate::new(&config, &train("optimizer.optim_bits = 8"), 64);
+        assert_eq!(eight.optimizer, 2 * (n - 800) + 8 * 800);
         assert!(half.activations < plain.activations);
-        let frugal = MemoryEstimate::new(&config, &train("activation_checkpointing = true"), 64);
+        let frugal =
+            MemoryEstimate::new(&config, &train("activation_checkpointing = \"layer\""), 64);
         assert!(frugal.activations < plain.activations);
+        let part = MemoryEstimate::new(&config, &train("activation_checkpointing = \"mlp\""), 64);
+        assert!(frugal.activations < part.activations && part.activations < plain.activations);
         assert_eq!(plain.total(), 16 * n + plain.activations);
     }
 }

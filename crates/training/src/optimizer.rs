@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context as _, bail, ensure};
 use model::{Precision, Trainable};
 use tch::{Kind, Tensor};
-use torch_ext::optim::{AdamWOptions, fused_adamw};
+use torch_ext::optim::{self, AdamWOptions, adamw_8bit, fused_adamw};
 
 use crate::settings;
 
@@ -23,42 +23,89 @@ pub struct AdamW {
 
 /// Parameters that share a weight decay, in the order of the model's parameters.
 #[derive(Debug, Default)]
-struct Group {
-    names: Vec<String>,
-    exp_avgs: Vec<Tensor>,
-    exp_avg_sqs: Vec<Tensor>,
-    steps: Vec<Tensor>,
+struct Group(Vec<State>);
+
+/// What is kept of one parameter.
+#[derive(Debug)]
+struct State {
+    name: String,
+    moments: Moments,
+    /// Steps taken, an fp32 scalar.
+    step: Tensor,
+}
+
+#[derive(Debug)]
+enum Moments {
+    /// fp32, of the parameter's shape: the running means of the gradient and of its square.
+    Full([Tensor; 2]),
+    EightBit(optim::Moments),
+}
+
+/// As in bitsandbytes, smaller tensors keep their moments in fp32.
+const LEAST_8BIT: usize = 4096;
+
+impl State {
+    fn new(weight: &Trainable<'_>, bits: u32) -> Self {
+        let (master, device) = (&weight.master, weight.master.device());
+        let eight = bits == 8 && master.numel() >= LEAST_8BIT && !weight.is_embedding();
+        let moments = if eight {
+            Moments::EightBit(optim::Moments::zeros(master.numel() as i64, device))
+        } else {
+            Moments::Full([master.zeros_like(), master.zeros_like()])
+        };
+        let step = Tensor::zeros([], (Kind::Float, device));
+        Self { name: weight.name.to_owned(), moments, step }
+    }
+
+    /// The pieces by the first part of their key.
+    fn pieces(&self) -> Vec<(&'static str, &Tensor)> {
+        let mut pieces = match &self.moments {
+            Moments::Full([first, second]) => vec![("exp_avg", first), ("exp_avg_sq", second)],
+            Moments::EightBit(optim::Moments { exp_avg, exp_avg_sq, .. }) => vec![
+                ("exp_avg", &exp_avg.codes),
+                ("exp_avg_absmax", &exp_avg.absmax),
+                ("exp_avg_sq", &exp_avg_sq.codes),
+                ("exp_avg_sq_absmax", &exp_avg_sq.absmax),
+            ],
+        };
+        pieces.push(("step", &self.step));
+        pieces
+    }
 }
 
 impl Group {
-    fn push(&mut self, weight: &Trainable<'_>) {
-        self.names.push(weight.name.to_owned());
-        self.exp_avgs.push(weight.master.zeros_like());
-        self.exp_avg_sqs.push(weight.master.zeros_like());
-        self.steps.push(Tensor::zeros([], (Kind::Float, weight.master.device())));
-    }
-
-    fn step(&self, weights: &[&Trainable<'_>], options: &AdamWOptions) -> anyhow::Result<()> {
-        let own = self.names.iter().map(String::as_str);
+    fn step(&mut self, weights: &[&Trainable<'_>], options: &AdamWOptions) -> anyhow::Result<()> {
+        let own = self.0.iter().map(|state| state.name.as_str());
         ensure!(
             own.eq(weights.iter().map(|weight| weight.name)),
             "the trainable parameters are not those the optimiser was made for"
         );
-        let masters: Vec<&Tensor> = weights.iter().map(|weight| &weight.master).collect();
-        let grads: Vec<&Tensor> = weights.iter().map(|weight| &weight.grad).collect();
-        fused_adamw(&masters, &grads, &self.exp_avgs, &self.exp_avg_sqs, &self.steps, options)?;
+        // All full ones in one call.
+        let [mut masters, mut grads, mut firsts, mut seconds, mut steps] = [(); 5].map(|()| vec![]);
+        for (state, weight) in self.0.iter_mut().zip(weights) {
+            match &mut state.moments {
+                Moments::Full([first, second]) => {
+                    masters.push(&weight.master);
+                    grads.push(&weight.grad);
+                    firsts.push(&*first);
+                    seconds.push(&*second);
+                    steps.push(&state.step);
+                }
+                Moments::EightBit(moments) => {
+                    let step = tch::no_grad(|| state.step.g_add_scalar_(1)).double_value(&[]);
+                    adamw_8bit(&weight.master, &weight.grad, moments, step as i64, options)?;
+                }
+            }
+        }
+        fused_adamw(&masters, &grads, &firsts, &seconds, &steps, options)?;
         Ok(())
     }
 
     /// `(key, tensor)` for every piece of state; the tensors share storage with the state.
-    fn entries(&self) -> impl Iterator<Item = (String, &Tensor)> {
-        let kinds =
-            [("exp_avg", &self.exp_avgs), ("exp_avg_sq", &self.exp_avg_sqs), ("step", &self.steps)];
-        kinds.into_iter().flat_map(|(kind, tensors)| {
-            self.names
-                .iter()
-                .zip(tensors)
-                .map(move |(name, tensor)| (format!("{kind}.{name}"), tensor))
+    fn entries(&self) -> impl Iterator<Item = (String, Tensor)> {
+        self.0.iter().flat_map(|state| {
+            let pieces = state.pieces().into_iter();
+            pieces.map(|(kind, tensor)| (format!("{kind}.{}", state.name), tensor.shallow_clone()))
         })
     }
 }
@@ -74,7 +121,8 @@ impl AdamW {
     pub fn new(parameters: &[Trainable<'_>], settings: &settings::Optimizer) -> Self {
         let (mut decayed, mut plain) = (Group::default(), Group::default());
         for weight in parameters {
-            if decays(weight) { decayed.push(weight) } else { plain.push(weight) }
+            let group = if decays(weight) { &mut decayed } else { &mut plain };
+            group.0.push(State::new(weight, settings.optim_bits));
         }
         Self { decayed, plain, settings: settings.clone() }
     }
@@ -84,7 +132,7 @@ impl AdamW {
     ///
     /// # Errors
     /// Other parameters than at the start, or whatever libtorch reports.
-    pub fn step(&self, parameters: &[Trainable<'_>], factor: f64) -> anyhow::Result<()> {
+    pub fn step(&mut self, parameters: &[Trainable<'_>], factor: f64) -> anyhow::Result<()> {
         let settings = &self.settings;
         let mut options = AdamWOptions {
             lr: settings.learning_rate * factor,
@@ -100,15 +148,12 @@ impl AdamW {
         self.plain.step(&vectors, &options)
     }
 
-    /// Every piece of state by name: `exp_avg.<weight>`, `exp_avg_sq.<weight>`, `step.<weight>`, all fp32. The tensors
-    /// share storage with the state.
+    /// Every piece of state by name: `exp_avg.<weight>`, `exp_avg_sq.<weight>`, `step.<weight>`, all fp32; of moments in 8
+    /// bits the first two are u8 codes, with `exp_avg_absmax.<weight>` and `exp_avg_sq_absmax.<weight>` beside them. The
+    /// tensors share storage with the state.
     #[must_use]
     pub fn state(&self) -> Vec<(String, Tensor)> {
-        self.decayed
-            .entries()
-            .chain(self.plain.entries())
-            .map(|(key, t)| (key, t.shallow_clone()))
-            .collect()
+        self.decayed.entries().chain(self.plain.entries()).collect()
     }
 
     /// Puts back what [`Self::state`] gave.
@@ -126,6 +171,8 @@ impl AdamW {
                 value.size(),
                 tensor.size()
             );
+            let (stored, kind) = (value.kind(), tensor.kind());
+            ensure!(stored == kind, "the optimiser state's `{key}` is {stored:?}, not {kind:?}");
             tch::no_grad(|| tensor.shallow_clone().copy_(value));
         }
         if saved.len() > own.len() {
@@ -202,6 +249,7 @@ mod tests {
             adam_beta1: 0.9,
             adam_beta2: 0.99,
             adam_epsilon: 1e-8,
+            optim_bits: 32,
             max_grad_norm: None,
         }
     }
@@ -234,7 +282,7 @@ mod tests {
     #[test]
     fn state_put_back_continues_to_the_bit() {
         let straight = weights();
-        let optimizer = AdamW::new(&straight, &settings());
+        let mut optimizer = AdamW::new(&straight, &settings());
         optimizer.step(&straight, 1.0).unwrap();
         let saved: BTreeMap<String, Tensor> =
             optimizer.state().into_iter().map(|(k, t)| (k, t.copy())).collect();
@@ -245,10 +293,51 @@ mod tests {
         for (weight, value) in resumed.iter_mut().zip(after_one) {
             let _ = weight.master.fill_(value);
         }
-        let second = AdamW::new(&resumed, &settings());
+        let mut second = AdamW::new(&resumed, &settings());
         second.load_state(&saved).unwrap();
         second.step(&resumed, 0.5).unwrap();
         assert_eq!(values(&straight), values(&resumed));
+    }
+
+    /// A large matrix, an embedding and a vector, with gradients that differ from number to number.
+    fn large() -> Vec<Trainable<'static>> {
+        [("a.weight", vec![64, 80]), ("wte.weight", vec![64, 80]), ("a.bias", vec![80])]
+            .into_iter()
+            .map(|(name, shape)| {
+                let master = Tensor::ones(&shape, (Kind::Float, tch::Device::Cpu));
+                let numbers =
+                    Tensor::arange(master.numel() as i64, (Kind::Float, tch::Device::Cpu));
+                let grad = (numbers * 0.37).sin().view(shape.as_slice());
+                Trainable { name, grad, master }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn matrices_alone_take_8_bits_and_their_state_continues_to_the_bit() {
+        let eight = settings::Optimizer { optim_bits: 8, ..settings() };
+        let straight = large();
+        let mut optimizer = AdamW::new(&straight, &eight);
+        optimizer.step(&straight, 1.0).unwrap();
+        let saved: BTreeMap<String, Tensor> =
+            optimizer.state().into_iter().map(|(k, t)| (k, t.copy())).collect();
+        let kind = |key: &str| saved[key].kind();
+        assert_eq!(kind("exp_avg.a.weight"), Kind::Uint8);
+        assert_eq!(saved["exp_avg_sq_absmax.a.weight"].size(), [20]);
+        assert_eq!([kind("exp_avg.wte.weight"), kind("exp_avg_sq.a.bias")], [Kind::Float; 2]);
+        let after_one: Vec<Tensor> = straight.iter().map(|w| w.master.copy()).collect();
+        optimizer.step(&straight, 0.5).unwrap();
+
+        let resumed = large();
+        for (weight, value) in resumed.iter().zip(&after_one) {
+            weight.master.shallow_clone().copy_(value);
+        }
+        let mut second = AdamW::new(&resumed, &eight);
+        second.load_state(&saved).unwrap();
+        second.step(&resumed, 0.5).unwrap();
+        assert!(straight.iter().zip(&resumed).all(|(a, b)| a.master.equal(&b.master)));
+        let full = AdamW::new(&large(), &settings()).load_state(&saved).unwrap_err().to_string();
+        assert!(full.contains("`exp_avg.a.weight`"), "{full}");
     }
 
     #[test]
@@ -275,7 +364,7 @@ mod tests {
 
     #[test]
     fn other_parameters_than_at_the_start_are_refused() {
-        let optimizer = AdamW::new(&weights(), &settings());
+        let mut optimizer = AdamW::new(&weights(), &settings());
         assert!(optimizer.step(&weights()[..1], 1.0).is_err());
     }
 

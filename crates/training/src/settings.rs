@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use data::batch::{BatchConfig, BatchSize};
-use model::Precision;
+use model::{Checkpointing, Precision};
 use serde::{Deserialize, Serialize};
 use stage::Problems;
 
@@ -45,9 +45,12 @@ pub struct Train {
     /// Number type of the forward and backward passes. Master weights and optimiser state are fp32 in every case.
     #[serde(default)]
     pub precision: Precision,
-    /// Keep no activations inside a layer, compute them again in the backward pass: slower, far smaller.
+    /// What of a layer is not kept but computed again in the backward pass: slower, smaller.
     #[serde(default)]
-    pub activation_checkpointing: bool,
+    pub activation_checkpointing: Checkpointing,
+    /// Each so many layers are checkpointed.
+    #[serde(default = "checkpointing_interval")]
+    pub checkpointing_interval: usize,
     /// Replaces all dropout probabilities of the model's config. Absent: those of the model's config.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dropout: Option<f64>,
@@ -67,6 +70,10 @@ pub struct Train {
     /// What is kept while training.
     #[serde(default)]
     pub checkpoint: Checkpoint,
+}
+
+fn checkpointing_interval() -> usize {
+    1
 }
 
 fn max_skipped_steps() -> u64 {
@@ -95,6 +102,10 @@ pub struct Optimizer {
     /// Added to the denominator.
     #[serde(default = "adam_epsilon")]
     pub adam_epsilon: f64,
+    /// Bits of each number of both running means: 32, or 8 in blocks that share a scale (Dettmers et al. 2022,
+    /// arXiv:2110.02861). As in bitsandbytes, embeddings and tensors of fewer than 4,096 numbers keep 32.
+    #[serde(default = "optim_bits")]
+    pub optim_bits: u32,
     /// The step's gradient is scaled down to this L2 norm where it is larger. Absent: no clipping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_grad_norm: Option<f64>,
@@ -110,6 +121,10 @@ fn adam_beta2() -> f64 {
 
 fn adam_epsilon() -> f64 {
     1e-8
+}
+
+fn optim_bits() -> u32 {
+    32
 }
 
 /// `[train.eval]`: the validation split during training. It is also evaluated after the last step.
@@ -231,6 +246,11 @@ impl Train {
                 format_args!("must be from 0 to below 1, got {p}"),
             );
         }
+        problems.check(
+            self.checkpointing_interval > 0,
+            "checkpointing_interval",
+            "must be at least 1",
+        );
         problems.check(self.max_skipped_steps > 0, "max_skipped_steps", "must be at least 1");
         problems.check(self.log_every_steps > 0, "log_every_steps", "must be at least 1");
         problems.extend("optimizer", self.optimizer.problems());
@@ -291,6 +311,8 @@ impl Optimizer {
         }
         let epsilon = self.adam_epsilon;
         check("adam_epsilon", finite(epsilon) && epsilon > 0.0, "above 0", epsilon);
+        let bits = self.optim_bits;
+        check("optim_bits", [8, 32].contains(&bits), "32 or 8", f64::from(bits));
         if let Some(norm) = self.max_grad_norm {
             check("max_grad_norm", finite(norm) && norm > 0.0, "above 0, or absent", norm);
         }
@@ -340,9 +362,10 @@ mod tests {
     fn every_impossible_value_is_named_at_once() {
         let train = parse(
             "steps = 0\nbatch_size.tokens = 0\nmicro_batch_tokens = 0\ndropout = 1.0\nmax_skipped_steps = 0\n\
+             checkpointing_interval = 0\n\
              log_every_steps = 0\n\
              [optimizer]\nlearning_rate = 0.0\nweight_decay = -0.1\nadam_beta1 = 1.0\nadam_beta2 = -0.1\n\
-             adam_epsilon = 0.0\nmax_grad_norm = 0.0\n\
+             adam_epsilon = 0.0\noptim_bits = 16\nmax_grad_norm = 0.0\n\
              [schedule.wsd]\ndecay_ratio = 1.5\n\
              [eval]\nearly_stopping_patience = 0\n\
              [checkpoint]\nevery_steps = 0\nsave_total_limit = 0\nkeep_best = true\n",
@@ -351,6 +374,7 @@ mod tests {
             - batch_size: must be from 1 to 1073741824, got 0\n\
             - micro_batch_tokens: must be from 1 to 1073741824, got 0\n\
             - dropout: must be from 0 to below 1, got 1\n\
+            - checkpointing_interval: must be at least 1\n\
             - max_skipped_steps: must be at least 1\n\
             - log_every_steps: must be at least 1\n\
             - optimizer.learning_rate: must be above 0, got 0\n\
@@ -358,6 +382,7 @@ mod tests {
             - optimizer.adam_beta1: must be from 0 to below 1, got 1\n\
             - optimizer.adam_beta2: must be from 0 to below 1, got -0.1\n\
             - optimizer.adam_epsilon: must be above 0, got 0\n\
+            - optimizer.optim_bits: must be 32 or 8, got 16\n\
             - optimizer.max_grad_norm: must be above 0, or absent, got 0\n\
             - schedule.wsd.decay_ratio: must be from 0 to 1, got 1.5\n\
             - eval.early_stopping_patience: needs eval.every_steps\n\

@@ -155,7 +155,8 @@ impl<'a> Run<'a> {
         let dataset = TokenDataset::with_order(&plan.train, order, plan.epochs)?;
         let tokens_per_epoch = dataset.tokens_per_epoch() as f64;
         let mut batches = Batcher::new(dataset, settings.batch_config());
-        decoder.set_checkpointing(settings.activation_checkpointing);
+        decoder
+            .set_checkpointing(settings.activation_checkpointing, settings.checkpointing_interval);
         let optimizer = AdamW::new(&decoder.params_mut().trainable(), &settings.optimizer);
         decoder.params_mut().clear_grads();
         let mut state = State::default();

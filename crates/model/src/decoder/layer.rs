@@ -105,14 +105,29 @@ impl Layer {
         all.extend(self.qkv.leaves());
         all.extend(self.head_norms.iter().flatten().flat_map(Norm::leaves));
         all.extend(self.attention_out.leaves());
-        all.extend(self.mlp_norm.leaves());
-        all.extend(self.mlp.input.leaves());
-        all.extend(self.mlp.output.leaves());
+        all.extend(self.mlp_leaves());
         all
+    }
+
+    /// The leaves that the MLP's half uses.
+    pub(crate) fn mlp_leaves(&self) -> Vec<&Tensor> {
+        let linears = self.mlp.input.leaves().chain(self.mlp.output.leaves());
+        self.mlp_norm.leaves().chain(linears).collect()
     }
 
     /// `hidden [T, D]` to `[T, D]`. `training` switches dropout on.
     pub(crate) fn forward(
+        &self,
+        hidden: &Tensor,
+        rotation: Option<&Rotation>,
+        training: bool,
+        attend: Attend<'_>,
+    ) -> Result<Tensor> {
+        self.mlp_half(&self.attention_half(hidden, rotation, training, attend)?, training)
+    }
+
+    /// The first half: attention, added to `hidden`.
+    pub(crate) fn attention_half(
         &self,
         hidden: &Tensor,
         rotation: Option<&Rotation>,
@@ -124,9 +139,13 @@ impl Layer {
         let dropout_p = if training { self.attention.dropout_p } else { 0.0 };
         let attended = attend(&q, &k, &v, &Varlen { dropout_p, ..self.attention })?;
         let attended = attended.reshape([-1, self.heads * self.head_dim]);
-        let hidden = self.add_to(hidden, &self.attention_out, &attended, training)?;
-        let inner = self.mlp.inner(&self.mlp_norm.forward(&hidden)?)?;
-        self.add_to(&hidden, &self.mlp.output, &inner, training)
+        self.add_to(hidden, &self.attention_out, &attended, training)
+    }
+
+    /// The second half: the MLP, added to `hidden`.
+    pub(crate) fn mlp_half(&self, hidden: &Tensor, training: bool) -> Result<Tensor> {
+        let inner = self.mlp.inner(&self.mlp_norm.forward(hidden)?)?;
+        self.add_to(hidden, &self.mlp.output, &inner, training)
     }
 
     fn query_key_value(&self, normed: &Tensor, rotation: Option<&Rotation>) -> Result<[Tensor; 3]> {

@@ -181,11 +181,16 @@ fn checkpointing_changes_neither_values_nor_gradients() {
         let (ids, probe) = (token_ids(20, 61, 6), probe(20));
         let state = torch_ext::generator::get_state(Device::Cpu).unwrap();
         let plain = run(&mut decoder, &ids, &[13, 7], &probe);
-        decoder.set_checkpointing(true);
-        torch_ext::generator::set_state(Device::Cpu, &state).unwrap();
-        let checkpointed = run(&mut decoder, &ids, &[13, 7], &probe);
-        assert!(plain.0.equal(&checkpointed.0), "{architecture:?}");
-        assert!(plain.1.iter().zip(&checkpointed.1).all(|(a, b)| a.equal(b)), "{architecture:?}");
+        for (checkpointing, interval) in
+            [(Checkpointing::Layer, 1), (Checkpointing::Mlp, 1), (Checkpointing::Layer, 2)]
+        {
+            decoder.set_checkpointing(checkpointing, interval);
+            torch_ext::generator::set_state(Device::Cpu, &state).unwrap();
+            let checkpointed = run(&mut decoder, &ids, &[13, 7], &probe);
+            let what = format!("{architecture:?} {checkpointing:?} {interval}");
+            assert!(plain.0.equal(&checkpointed.0), "{what}");
+            assert!(plain.1.iter().zip(&checkpointed.1).all(|(a, b)| a.equal(b)), "{what}");
+        }
         // The same where only the first layer's weights train: the input of a later layer is what needs a gradient.
         decoder.params_mut().set_trainable(|name| name.contains(".0."));
         torch_ext::generator::set_state(Device::Cpu, &state).unwrap();

@@ -349,7 +349,7 @@ fn memory_that_runs_out_is_no_defect_and_shows_no_backtrace() {
     assert_eq!(
         text,
         "error: out of memory: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes\n\
-         hint: lower micro_batch_tokens or the rows generated at the same time, or set activation_checkpointing\n"
+         hint: lower micro_batch_tokens or the rows generated at the same time, or set activation_checkpointing = \"layer\"\n"
     );
 }
 

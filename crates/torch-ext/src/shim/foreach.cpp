@@ -137,4 +137,25 @@ char* te_adamw(const List* lists, size_t n, const double* hyper, Tensor* grad_sc
   });
 }
 
+// tensors: parameter, gradient, first moment's codes and absmax, second's, the values and midpoints of both maps.
+// hyper: lr, beta1, beta2, weight decay, eps, step.
+char* te_adamw_8bit(List tensors, const double* hyper) {
+  return in_place([&] {
+    Adam8Args a{};
+    const auto floats = [&](int i) { return tensors[i]->data_ptr<float>(); };
+    a.n = tensors[0]->numel();
+    a.param = floats(0), a.grad = floats(1);
+    a.first = tensors[2]->data_ptr<uint8_t>(), a.first_absmax = floats(3);
+    a.second = tensors[4]->data_ptr<uint8_t>(), a.second_absmax = floats(5);
+    a.first_map = {floats(6), floats(7)}, a.second_map = {floats(8), floats(9)};
+    a.lr = static_cast<float>(hyper[0]), a.beta1 = static_cast<float>(hyper[1]), a.beta2 = static_cast<float>(hyper[2]);
+    a.weight_decay = static_cast<float>(hyper[3]), a.eps = static_cast<float>(hyper[4]);
+    a.correction1 = static_cast<float>(1 - std::pow(hyper[1], hyper[5]));
+    a.root_correction2 = static_cast<float>(std::sqrt(1 - std::pow(hyper[2], hyper[5])));
+    at::parallel_for(0, (a.n + kQuantBlock - 1) / kQuantBlock, 64,
+                     [&](int64_t begin, int64_t end) { kernels().adamw_8bit(a, begin, end); });
+    for (int which : {0, 2, 3, 4, 5}) tensors[which]->unsafeGetTensorImpl()->bump_version();
+  });
+}
+
 }  // extern "C"

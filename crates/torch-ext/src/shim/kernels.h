@@ -108,6 +108,25 @@ struct SampleArgs {
   float* logprobs;
 };
 
+constexpr int64_t kQuantBlock = 256;
+
+// 256 ascending values, and the 255 points halfway between neighbours.
+struct QuantMap {
+  const float *values, *midpoints;
+};
+
+// One AdamW step on n numbers with moments of 8 bits in blocks of kQuantBlock.
+struct Adam8Args {
+  int64_t n;
+  float* param;
+  const float* grad;
+  uint8_t *first, *second;
+  float *first_absmax, *second_absmax;  // one a block
+  QuantMap first_map, second_map;
+  float lr, beta1, beta2, eps, weight_decay;
+  float correction1, root_correction2;  // 1 - beta1^t, sqrt(1 - beta2^t)
+};
+
 struct Kernels {
   const char* isa;
   // Floats of scratch that one thread needs for documents of up to max_len rows.
@@ -128,6 +147,7 @@ struct Kernels {
   void (*attend_cached)(const CachedArgs&, int64_t row, int64_t kv_head, float* scratch);
   int64_t (*sample_scratch)(const SampleArgs&);
   void (*sample)(const SampleArgs&, int64_t row, float* scratch);
+  void (*adamw_8bit)(const Adam8Args&, int64_t block_begin, int64_t block_end);
 };
 
 extern const Kernels kernels_baseline;

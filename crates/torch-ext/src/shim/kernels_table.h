@@ -5,6 +5,7 @@
 #include "fused_kernel.h"
 #include "generate_kernel.h"
 #include "head_kernel.h"
+#include "optim_kernel.h"
 
 #define TE_JOIN_(a, b) a##b
 #define TE_JOIN(a, b) TE_JOIN_(a, b)
@@ -29,6 +30,7 @@ const Kernels TE_JOIN(kernels_, KERNEL_ISA) = {
     KERNEL_ISA::attend_cached_row,
     KERNEL_ISA::sample_scratch,
     KERNEL_ISA::sample,
+    KERNEL_ISA::adamw_8bit,
 };
 
 }  // namespace te

@@ -6,6 +6,10 @@ use tch::Tensor;
 
 use crate::{Result, TorchError, ffi, foreach};
 
+mod eight_bit;
+
+pub use eight_bit::{Moments, adamw_8bit};
+
 /// Hyper-parameters of one [`fused_adamw`] call: one parameter group at one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWOptions {
