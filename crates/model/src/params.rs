@@ -6,7 +6,7 @@ use crate::layout::{BlockId, BlockSpec};
 use crate::precision::Precision;
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor, no_grad};
-use torch_ext::autograd;
+use torch_ext::{autograd, foreach};
 
 /// One trainable parameter as an optimiser sees it.
 #[derive(Debug)]
@@ -228,9 +228,7 @@ impl Params {
         for block in &mut self.blocks {
             let Some(found) = autograd::take_grad(&block.compute)? else { continue };
             match &mut block.grad {
-                Some(grad) => {
-                    let _ = grad.g_add_(&found);
-                }
+                Some(grad) => foreach::add_(&[grad], &[found], 1.0)?,
                 None => block.grad = Some(found.to_kind(Kind::Float)),
             }
         }

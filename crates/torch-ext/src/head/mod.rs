@@ -4,7 +4,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::autograd::{self, GradMode, Gradients, SavedTensor};
-use crate::{Result, TorchError};
+use crate::{Result, TorchError, foreach};
 
 mod rows;
 #[cfg(test)]
@@ -19,6 +19,10 @@ const CHUNK_LOGITS: i64 = 1 << 22;
 /// Rows a chunk has at least: the product that gives the weight's gradient sums over them, and over few it only
 /// writes memory. Measured for 50,257 tokens: 64 rows run at a third of the speed of 512.
 const CHUNK_ROWS: i64 = 512;
+
+/// Rows of the weight's gradient that one product in half precision gives: what it gives is then still in the cache when
+/// it is added to the sum in fp32.
+const PART_ROWS: i64 = 4096;
 
 /// Rows are best a multiple of this many: see [`linear_cross_entropy`].
 pub const TILE: i64 = 64;
@@ -328,7 +332,7 @@ struct Sums {
     /// fp32 (fp64 for fp64 inputs).
     weight: Option<Tensor>,
     bias: Option<Tensor>,
-    /// Room for one chunk's part of `weight` in half precision.
+    /// Room for some rows of one chunk's part of `weight` in half precision.
     part: Option<Tensor>,
 }
 
@@ -343,7 +347,7 @@ impl Sums {
         let weight = zeros(1, &[v, d], sum_kind);
         let part = weight
             .is_some()
-            .then(|| Tensor::empty([v, d], (kind, device)))
+            .then(|| Tensor::empty([v.min(PART_ROWS), d], (kind, device)))
             .filter(|_| kind != sum_kind);
         Self { hidden: zeros(0, &[padded, d], kind), weight, bias: zeros(2, &[v], sum_kind), part }
     }
@@ -362,10 +366,12 @@ impl Sums {
         if let Some(sum) = &mut self.weight {
             let hidden = inputs.hidden.f_narrow(0, start, len)?;
             let grad_t = grad.f_tr()?;
-            let _ = match &self.part {
-                Some(part) => sum.f_add_(&grad_t.f_mm_out(part, &hidden)?)?,
-                None => sum.f_addmm_(&grad_t, &hidden)?,
-            };
+            match &self.part {
+                Some(part) => add_in_parts(sum, part, &grad_t, &hidden)?,
+                None => {
+                    let _ = sum.f_addmm_(&grad_t, &hidden)?;
+                }
+            }
         }
         if let Some(sum) = &mut self.bias {
             let part = grad.f_sum_dim_intlist(0, false, sum.kind())?;
@@ -396,6 +402,24 @@ impl Sums {
             all.into_iter().zip(kinds).map(|(tensor, kind)| tensor.map(|t| t.to_kind(*kind)));
         Ok(cast.collect())
     }
+}
+
+/// `sum += gradᵀ · hidden` in half precision, some rows of `sum` at a time.
+fn add_in_parts(
+    sum: &Tensor,
+    part: &Tensor,
+    grad_t: &Tensor,
+    hidden: &Tensor,
+) -> std::result::Result<(), tch::TchError> {
+    let (rows, most) = (sum.size()[0], part.size()[0]);
+    for start in (0..rows).step_by(most as usize) {
+        let len = most.min(rows - start);
+        let part = part.f_narrow(0, 0, len)?;
+        let _ = grad_t.f_narrow(0, start, len)?.f_mm_out(&part, hidden)?;
+        let sum = sum.f_narrow(0, start, len)?;
+        foreach::add_(&[sum], &[part], 1.0).map_err(|e| tch::TchError::Torch(e.to_string()))?;
+    }
+    Ok(())
 }
 
 /// Sums over the rows' statistics.

@@ -68,7 +68,7 @@ class CachingAllocator final : public c10::Allocator {
     const std::lock_guard<std::mutex> lock(mutex_);
     used_ += size;
     peak_ = std::max(peak_, used_);
-    limit_ = std::max(limit_, used_ + used_ / 8);
+    limit_ = std::max(limit_, used_ + used_ / 32);
     // Not much more than asked for: a large one is worth keeping for a large tensor.
     const auto fitting = free_.lower_bound(size);
     if (fitting != free_.end() && fitting->first <= size + size / 4) {
@@ -131,7 +131,7 @@ class CachingAllocator final : public c10::Allocator {
   std::multimap<size_t, Kept> free_;  // by size
   std::unordered_map<void*, size_t> sizes_;  // in use
   size_t used_ = 0, peak_ = 0, kept_ = 0;
-  // Used and kept memory stay below this, an eighth above the most that was used at a time.
+  // Used and kept memory stay below this, a little above the most that was used at a time.
   size_t limit_ = 0;
   uint64_t clock_ = 0;
 };

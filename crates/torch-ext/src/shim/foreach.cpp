@@ -63,6 +63,19 @@ static Tensor norm(const std::vector<Tensor>& tensors) {
   return at::linalg_vector_norm(at::stack(norms), 2);
 }
 
+// libtorch adds half precision to fp32 by way of an fp32 copy; the kernel needs none.
+static bool adds_half(const Tensor& to, const Tensor& from) {
+  const bool half = from.scalar_type() == at::kBFloat16 || from.scalar_type() == at::kHalf;
+  return half && to.scalar_type() == at::kFloat && to.is_cpu() && from.is_cpu() && to.is_contiguous() &&
+         from.is_contiguous() && to.numel() == from.numel();
+}
+
+static void add_half(const Tensor& to, const Tensor& from) {
+  const AddArgs a{dtype_of(from), from.const_data_ptr(), to.data_ptr<float>()};
+  at::parallel_for(0, to.numel(), 1 << 15, [&](int64_t begin, int64_t end) { kernels().add(a, begin, end); });
+  to.unsafeGetTensorImpl()->bump_version();
+}
+
 }  // namespace te
 
 using namespace te;
@@ -102,7 +115,16 @@ char* te_zero(List tensors, size_t n) {
 
 char* te_add(List dst, List src, size_t n, double alpha) {
   return in_place([&] {
-    if (n > 0) at::_foreach_add_(list(dst, n), list(src, n), alpha);
+    std::vector<Tensor> to, from;
+    for (size_t i = 0; i < n; i++) {
+      if (alpha == 1 && adds_half(*dst[i], *src[i])) {
+        add_half(*dst[i], *src[i]);
+      } else {
+        to.push_back(*dst[i]);
+        from.push_back(*src[i]);
+      }
+    }
+    if (!to.empty()) at::_foreach_add_(to, from, alpha);
   });
 }
 

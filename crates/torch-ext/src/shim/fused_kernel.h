@@ -168,6 +168,14 @@ static void rotate_rows(const RotateArgs& a, int64_t begin, int64_t end) {
     case Dtype::f16: return function<f16>(__VA_ARGS__);       \
   }
 
+template <class T>
+static void add_range(const AddArgs& a, int64_t begin, int64_t end) {
+  const T* from = static_cast<const T*>(a.from) + begin;
+  float* to = a.to + begin;
+  each_vector(end - begin, [&](int64_t j, int64_t c) { write(to + j, read(to + j, c) + read(from + j, c), c); });
+}
+
+static void add(const AddArgs& a, int64_t begin, int64_t end) { TE_BY_DTYPE(add_range, a, begin, end) }
 static void norm_forward(const NormArgs& a, int64_t begin, int64_t end) { TE_BY_DTYPE(norm_forward_rows, a, begin, end) }
 static void norm_backward(const NormArgs& a, int64_t begin, int64_t end, float* part) {
   TE_BY_DTYPE(norm_backward_rows, a, begin, end, part)

@@ -108,6 +108,13 @@ struct SampleArgs {
   float* logprobs;
 };
 
+// to += from.
+struct AddArgs {
+  Dtype dtype;  // of from
+  const void* from;
+  float* to;
+};
+
 constexpr int64_t kQuantBlock = 256;
 
 // 256 ascending values, and the 255 points halfway between neighbours.
@@ -147,6 +154,7 @@ struct Kernels {
   void (*attend_cached)(const CachedArgs&, int64_t row, int64_t kv_head, float* scratch);
   int64_t (*sample_scratch)(const SampleArgs&);
   void (*sample)(const SampleArgs&, int64_t row, float* scratch);
+  void (*add)(const AddArgs&, int64_t begin, int64_t end);
   void (*adamw_8bit)(const Adam8Args&, int64_t block_begin, int64_t block_end);
 };
 

@@ -30,6 +30,7 @@ const Kernels TE_JOIN(kernels_, KERNEL_ISA) = {
     KERNEL_ISA::attend_cached_row,
     KERNEL_ISA::sample_scratch,
     KERNEL_ISA::sample,
+    KERNEL_ISA::add,
     KERNEL_ISA::adamw_8bit,
 };
 

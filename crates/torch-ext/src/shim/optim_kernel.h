@@ -24,7 +24,10 @@ struct Moment {
   // Returns the new largest absolute value. Code 0 of a map from 0 on is left to zeros where `keeps_positive`.
   float write(const QuantMap& map, uint8_t* codes, int64_t n, bool keeps_positive) {
     float most = 0;
-    for (int64_t i = 0; i < n; i++) most = __builtin_fmaxf(most, __builtin_fabsf(values[i]));
+    for (int64_t i = 0; i < n; i++) {
+      const float size = values[i] < 0 ? -values[i] : values[i];
+      most = size > most ? size : most;
+    }
     const float factor = most > 0 ? 1.f / most : 0.f;
     float scaled[kQuantBlock];
     for (int64_t i = 0; i < n; i++) scaled[i] = values[i] * factor;
