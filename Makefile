@@ -128,7 +128,7 @@ parity: build ## make the Hugging Face fixtures again and compare, in a Python v
 	@scripts/parity/run
 
 .PHONY: bench
-bench: build ## measure speed and memory of our programs, about 10 minutes (BENCH="--cases sft --rounds 1" and the like)
+bench: build ## measure speed and memory of our programs, about 10 minutes (BENCH=... for options of scripts/bench/run)
 	@scripts/bench/run --device '$(if $(filter cuda%,$(DEVICE)),cuda,cpu)' $(BENCH)
 
 .PHONY: bench-peers

@@ -123,9 +123,10 @@ DATA_PREP = Case(
 )
 START_UP = Case(
     name="start-up", task="start-up",
-    about="from the start of the process to the end of the first step of sft; the peer finds its tokens in its cache",
-    peers=(Peer("TRL, own loss, wrapped", "sft", ("--packing", "wrapped", "--batch", "8", "--own-loss")),),
-    steps=1,
+    about="from the start of the process to the end of the first step of sft, of 512 tokens; the peer finds its tokens in "
+    "its cache",
+    peers=(Peer("TRL, own loss, wrapped", "sft", ("--packing", "wrapped", "--batch", "1", "--own-loss")),),
+    steps=1, batch=("tokens", 512),
 )
 
 CASES = (

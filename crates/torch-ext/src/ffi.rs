@@ -194,8 +194,7 @@ unsafe extern "C" {
     ) -> *mut c_char;
     pub(crate) fn te_linear_packs() -> bool;
     pub(crate) fn te_linear_pack(weight: Ptr, rows: i64, result: *mut Ptr) -> *mut c_char;
-    pub(crate) fn te_linear_packed(x: Ptr, packed: Ptr, bias: Ptr, result: *mut Ptr)
-    -> *mut c_char;
+    pub(crate) fn te_linear(x: Ptr, weight: Ptr, bias: Ptr, result: *mut Ptr) -> *mut c_char;
     pub(crate) fn te_head_stats(
         logits: Ptr,
         targets: Ptr,

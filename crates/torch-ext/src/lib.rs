@@ -15,7 +15,7 @@
 //! | [`checkpoint`] | activation checkpointing |
 //! | [`head`] | linear + cross-entropy that never holds the full logits |
 //! | [`fused`] | norms, activations and rotary positions in one pass each |
-//! | [`linear`] | linear layers whose weights are laid out once for the CPU's matrix kernels |
+//! | [`linear`] | linear layers through oneDNN, over weights as they are or laid out for its kernels |
 //! | [`sample`] | a token for each row of logits |
 //! | [`memory`] | freed memory kept for the next tensor; statistics |
 

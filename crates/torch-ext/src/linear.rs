@@ -1,10 +1,89 @@
-//! Linear layers without gradients, their weights laid out once for oneDNN's kernels.
+//! Linear layers through oneDNN: in fp32 with gradients, and without them over weights laid out once for its kernels.
+//!
+//! libtorch takes MKL for fp32, which on AMD processors is slower; in bf16 it takes oneDNN itself.
 
 use tch::{Device, Kind, Tensor};
 
+use crate::autograd::{self, SavedTensor};
 use crate::{Result, TorchError, ffi};
 
 const OP: &str = "linear::Packed";
+
+/// Rows from which oneDNN is faster than MKL in fp32 over a weight that is not packed. Measured at 32, 64 and 960 rows.
+const DENSE_FROM_ROWS: i64 = 256;
+
+/// Whether [`forward`] is the faster way to `x · weightᵀ`.
+pub fn serves(x: &Tensor) -> bool {
+    x.device() == Device::Cpu
+        && x.kind() == Kind::Float
+        && x.size()[0] >= DENSE_FROM_ROWS
+        && packs()
+}
+
+/// Whether this libtorch has oneDNN's operators.
+fn packs() -> bool {
+    // SAFETY: no arguments.
+    unsafe { ffi::te_linear_packs() }
+}
+
+/// `x · weightᵀ + bias` in fp32 on the CPU: `x` [T, in], `weight` [out, in] (a transposed view is fine), `bias` [out] to
+/// [T, out]. Differentiable in all three; the gradient of `weight` has its strides.
+///
+/// # Errors
+/// Shapes or dtypes that do not fit, or tensors elsewhere.
+pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    const OP: &str = "linear::forward";
+    let (xs, ws) = (x.size(), weight.size());
+    let fits = xs.len() == 2 && ws.len() == 2 && xs[1] == ws[1];
+    if !fits || bias.is_some_and(|b| b.size() != ws[..1]) {
+        let bias = bias.map(Tensor::size);
+        return Err(TorchError::argument(OP, format!("x {xs:?}, weight {ws:?}, bias {bias:?}")));
+    }
+    let inputs: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
+    if inputs.iter().any(|t| t.kind() != Kind::Float || t.device() != Device::Cpu) || !packs() {
+        let message =
+            format!("x is {:?} on {:?}, weight {:?}", x.kind(), x.device(), weight.kind());
+        return Err(TorchError::argument(OP, message));
+    }
+    let out = product(OP, x, weight, bias)?;
+    let needed: Vec<bool> = inputs.iter().map(|t| t.requires_grad()).collect();
+    if !autograd::grad_enabled() || !needed.contains(&true) {
+        return Ok(out);
+    }
+    let (saved_x, saved_weight) = (SavedTensor::new(x)?, SavedTensor::new(weight)?);
+    let mut out = autograd::custom(OP, &inputs, &[out], move |grads| {
+        let Some(Some(grad)) = grads.first() else {
+            return Ok(needed.iter().map(|_| None).collect());
+        };
+        let (x, weight) = (saved_x.get()?, saved_weight.get()?);
+        let of_weight = || {
+            if weight.is_contiguous() { grad.tr().mm(x) } else { x.tr().mm(grad).tr() }
+        };
+        let mut all = vec![
+            needed[0].then(|| product(OP, grad, &weight.tr(), None)).transpose()?,
+            needed[1].then(of_weight),
+        ];
+        if let Some(&needed) = needed.get(2) {
+            all.push(needed.then(|| grad.sum_dim_intlist(0, false, None::<Kind>)));
+        }
+        Ok(all)
+    })?;
+    Ok(out.remove(0))
+}
+
+/// `x · weightᵀ + bias`, not recorded.
+fn product(op: &'static str, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (x, weight, bias) = (x.detach(), weight.detach(), bias.map(Tensor::detach));
+    let mut result = std::ptr::null_mut();
+    // SAFETY: borrowed tensors that the caller has checked; one result.
+    let message = unsafe {
+        let (x, weight) = (ffi::ptr(&x), ffi::ptr(&weight));
+        ffi::te_linear(x, weight, ffi::opt_ptr(bias.as_ref()), &raw mut result)
+    };
+    ffi::check(op, message)?;
+    let [out] = ffi::take(op, [result])?;
+    Ok(out)
+}
 
 /// Rows that an fp32 weight is laid out for whatever their number. Measured: for fewer, oneDNN 3.8 leaves some shapes as
 /// they are and is slower than MKL.
@@ -21,8 +100,6 @@ pub struct Packed {
 impl Packed {
     /// Whether weights of this dtype and device can be packed.
     pub fn serves(kind: Kind, device: Device) -> bool {
-        // SAFETY: no arguments.
-        let packs = || unsafe { ffi::te_linear_packs() };
         device == Device::Cpu && matches!(kind, Kind::Float | Kind::BFloat16) && packs()
     }
 
@@ -66,16 +143,7 @@ impl Packed {
             let message = format!("x is {:?}, the weight {:?}", x.kind(), self.kind);
             return Err(TorchError::argument(OP, message));
         }
-        let (x, bias) = (x.detach(), bias.map(Tensor::detach));
-        let mut result = std::ptr::null_mut();
-        // SAFETY: borrowed tensors, checked above; one result.
-        let message = unsafe {
-            let (x, packed) = (ffi::ptr(&x), ffi::ptr(&self.weight));
-            ffi::te_linear_packed(x, packed, ffi::opt_ptr(bias.as_ref()), &raw mut result)
-        };
-        ffi::check(OP, message)?;
-        let [out] = ffi::take(OP, [result])?;
-        Ok(out)
+        product(OP, x, &self.weight, bias)
     }
 }
 
@@ -102,6 +170,55 @@ mod tests {
                 assert!(error < tolerance, "{kind:?} {rows} with bias: {error:.1e}");
             }
         }
+    }
+
+    #[test]
+    fn dense_products_and_their_gradients_equal_those_in_fp64() {
+        for (rows, inputs, outputs, transposed, with_bias) in
+            [(300, 64, 128, false, true), (256, 7, 33, true, true), (5, 16, 8, true, false)]
+        {
+            let leaf = |shape: &[i64], seed| random(shape, seed, Kind::Float, Device::Cpu);
+            let stored = if transposed { [inputs, outputs] } else { [outputs, inputs] };
+            let (x, stored) = (leaf(&[rows, inputs], 1), leaf(&stored, 2));
+            let bias = with_bias.then(|| leaf(&[outputs], 3));
+            let weight = if transposed { stored.tr() } else { stored.shallow_clone() };
+            let got = forward(&x, &weight, bias.as_ref()).unwrap();
+            let inputs: Vec<&Tensor> = [&x, &stored].into_iter().chain(&bias).collect();
+            let exact: Vec<Tensor> = inputs
+                .iter()
+                .map(|t| t.detach().to_kind(Kind::Double).set_requires_grad(true))
+                .collect();
+            let weight = if transposed { exact[1].tr() } else { exact[1].shallow_clone() };
+            let want = exact[0].linear(&weight, exact.get(2));
+            assert!(relative_error(&got.detach(), &want.detach(), 1.0) < 1e-6);
+            let probe = random(&want.size(), 9, Kind::Float, Device::Cpu).detach();
+            let gradients = |out: &Tensor, of: &[&Tensor]| {
+                let product = out * probe.to_kind(out.kind());
+                autograd::grad(&[&product.sum(Kind::Double)], &[None], of, false).unwrap()
+            };
+            let exact: Vec<&Tensor> = exact.iter().collect();
+            for (got, want) in gradients(&got, &inputs).iter().zip(gradients(&want, &exact)) {
+                let (got, want) = (got.as_ref().unwrap(), want.unwrap());
+                assert!(got.is_contiguous());
+                assert!(relative_error(got, &want, 1.0) < 2e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn dense_products_that_do_not_fit_are_named() {
+        let of = |shape: &[i64], kind| random(shape, 1, kind, Device::Cpu).detach();
+        let (x, weight) = (of(&[300, 4], Kind::Float), of(&[3, 5], Kind::Float));
+        assert_eq!(
+            forward(&x, &weight, None).unwrap_err().to_string(),
+            "linear::forward: x [300, 4], weight [3, 5], bias None"
+        );
+        let half = of(&[3, 4], Kind::BFloat16);
+        assert_eq!(
+            forward(&x, &half, None).unwrap_err().to_string(),
+            "linear::forward: x is Float on Cpu, weight BFloat16"
+        );
+        assert!(serves(&x) && !serves(&x.narrow(0, 0, 9)) && !serves(&x.to_kind(Kind::BFloat16)));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::layout::Affine;
 use crate::params::Params;
 use tch::Tensor;
-use torch_ext::linear::Packed;
+use torch_ext::linear::{self, Packed};
 
 /// How a weight is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +64,9 @@ impl Linear {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match (&self.packed, &self.bias) {
             (Some(packed), bias) => packed.forward(x, bias.as_ref())?,
+            (None, bias) if linear::serves(x) => {
+                linear::forward(x, &self.matrix().tr(), bias.as_ref())?
+            }
             (None, Some(bias)) => bias.addmm(x, &self.matrix()),
             (None, None) => x.mm(&self.matrix()),
         })
@@ -73,7 +76,7 @@ impl Linear {
     /// residual inside the matrix kernel.
     pub(crate) fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
         Ok(match (&self.packed, &self.bias) {
-            (None, None) => residual.addmm(x, &self.matrix()),
+            (None, None) if !linear::serves(x) => residual.addmm(x, &self.matrix()),
             // The fresh output is nobody's saved tensor, so it may take the sum in place.
             _ => self.forward(x)?.g_add_(residual),
         })

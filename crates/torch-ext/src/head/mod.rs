@@ -4,7 +4,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::autograd::{self, GradMode, Gradients, SavedTensor};
-use crate::{Result, TorchError, foreach};
+use crate::{Result, TorchError, foreach, linear};
 
 mod rows;
 #[cfg(test)]
@@ -215,8 +215,12 @@ struct Unpacked<'a> {
 impl Unpacked<'_> {
     /// The logits of rows `start..start + len`, which hold until the next call.
     fn logits(&self, start: i64, len: i64) -> std::result::Result<Tensor, tch::TchError> {
-        let out = self.logits.f_narrow(0, 0, len)?;
         let hidden = self.hidden.f_narrow(0, start, len)?;
+        if linear::serves(&hidden) {
+            return linear::forward(&hidden, self.weight, self.bias)
+                .map_err(|e| tch::TchError::Torch(e.to_string()));
+        }
+        let out = self.logits.f_narrow(0, 0, len)?;
         match self.bias {
             Some(bias) => bias.f_addmm_out(&out, &hidden, &self.weight_t),
             None => hidden.f_mm_out(&out, &self.weight_t),

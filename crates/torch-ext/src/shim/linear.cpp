@@ -41,10 +41,11 @@ char* te_linear_pack(Tensor* weight, int64_t rows, Tensor** result) {
   });
 }
 
-char* te_linear_packed(Tensor* x, Tensor* packed, Tensor* bias, Tensor** result) {
+// The weight [out, in] as it is, or packed.
+char* te_linear(Tensor* x, Tensor* weight, Tensor* bias, Tensor** result) {
   return guarded([&] {
     const c10::List<std::optional<at::Scalar>> no_scalars;
-    *result = own(call(*pointwise(), {*x, *packed, bias ? c10::IValue(*bias) : c10::IValue(), "none", no_scalars, ""}));
+    *result = own(call(*pointwise(), {*x, *weight, bias ? c10::IValue(*bias) : c10::IValue(), "none", no_scalars, ""}));
   });
 }
 
