@@ -103,7 +103,7 @@ impl Flat {
     /// # Errors
     /// If the model refuses the batch or backward fails.
     pub fn backward(&self, decoder: &mut Decoder) -> Result<f64> {
-        decoder.params_mut().clear_grads();
+        decoder.params_mut().clear_grads()?;
         self.accumulate(decoder, self.num_targets())
     }
 

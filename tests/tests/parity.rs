@@ -354,7 +354,7 @@ fn packed_documents_are_as_if_alone() -> Result<()> {
         let logits = packed.logits(&decoder)?;
         let together: Vec<(String, Tensor)> = gradients(&mut decoder);
 
-        decoder.params_mut().clear_grads();
+        decoder.params_mut().clear_grads()?;
         let (mut sum, mut alone_logits) = (0.0, Vec::new());
         for alone in packed.alone() {
             alone_logits.push(alone.logits(&decoder)?);

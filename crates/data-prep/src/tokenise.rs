@@ -61,7 +61,15 @@ pub(crate) fn write_set(
             },
         );
         written?;
-        (chunk, made) = (next?, tokenised?);
+        made = tokenised?;
+        chunk = match next {
+            Ok(next) => next,
+            // What was read before it is told first.
+            Err(error) => {
+                sink.take(made)?;
+                return Err(error);
+            }
+        };
         tick(prepare.counts.read)?;
     }
     let Sink { files, mut output, dropped, .. } = sink;

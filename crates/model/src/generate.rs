@@ -21,7 +21,7 @@ use std::ops::ControlFlow;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sampling {
-    /// Divides the logits; 0 is greedy.
+    /// Divides the logits, from 1e-6 to 1e6; 0 is greedy.
     pub temperature: f64,
     /// Keep the k highest logits (and all equal to the k-th).
     pub top_k: Option<usize>,
@@ -64,8 +64,8 @@ impl Sampling {
             Err(Error::Request(format!("`{name}` is {value}; it must be {range}")))
         };
         let (temperature, penalty) = (self.temperature, self.repetition_penalty);
-        if !(temperature.is_finite() && temperature >= 0.0) {
-            return fail("temperature", temperature.to_string(), "0 (greedy) or above");
+        if temperature != 0.0 && !(1e-6..=1e6).contains(&temperature) {
+            return fail("temperature", temperature.to_string(), "0 (greedy) or from 1e-6 to 1e6");
         }
         if self.top_k == Some(0) {
             return fail("top_k", "0".into(), "at least 1, or absent");

@@ -217,7 +217,8 @@ impl Params {
         });
     }
 
-    /// Adds the gradients that backward left on the compute copies into the fp32 gradients, and takes the former away.
+    /// Adds the gradients that backward left on the compute copies into the fp32 gradients, and takes the former away. In
+    /// fp32 the two are one, to which backward adds.
     ///
     /// Call once after the backward pass of every micro-batch.
     ///
@@ -226,6 +227,11 @@ impl Params {
     pub fn gather_grads(&mut self) -> Result<()> {
         let _guard = autograd::GradMode::set(false);
         for block in &mut self.blocks {
+            if self.precision == Precision::Fp32 {
+                let found = block.compute.grad();
+                block.grad = found.defined().then_some(found);
+                continue;
+            }
             let Some(found) = autograd::take_grad(&block.compute)? else { continue };
             match &mut block.grad {
                 Some(grad) => foreach::add_(&[grad], &[found], 1.0)?,
@@ -236,9 +242,14 @@ impl Params {
     }
 
     /// Takes all gradients away; their memory serves the next forward pass.
-    pub fn clear_grads(&mut self) {
+    ///
+    /// # Errors
+    /// libtorch reports one.
+    pub fn clear_grads(&mut self) -> Result<()> {
         for block in &mut self.blocks {
             block.grad = None;
+            autograd::take_grad(&block.compute)?;
         }
+        Ok(())
     }
 }

@@ -214,7 +214,8 @@ fn internal_error(payload: &(dyn Any + Send)) -> anyhow::Error {
         said.map_or(message, |said| said.split("\\nException raised").next().unwrap_or(said));
     let memory = ["out of memory", "can't allocate memory"];
     if memory.iter().any(|words| message.contains(words)) {
-        let error = anyhow::anyhow!("out of memory: {message}");
+        let what = message.strip_prefix("out of memory: ").unwrap_or(message);
+        let error = anyhow::anyhow!("out of memory: {what}");
         let hint = "lower micro_batch_tokens or the rows generated at the same time, or set activation_checkpointing = \"layer\"";
         return Hint::new(error, hint).into();
     }

@@ -65,9 +65,22 @@ impl Blockwise {
         }
     }
 
+    /// Whether these are `n` numbers on `device`, as [`Self::zeros`] makes them.
+    pub(crate) fn holds(&self, n: i64, device: Device) -> bool {
+        let whole = |t: &Tensor, size: i64, kind| {
+            t.size() == [size] && t.kind() == kind && t.device() == device && t.is_contiguous()
+        };
+        whole(&self.codes, n, Kind::Uint8)
+            && whole(&self.absmax, (n + BLOCK - 1) / BLOCK, Kind::Float)
+    }
+
     /// The numbers, fp32 `[n]`.
     pub fn numbers(&self, map: Map) -> Tensor {
-        let values = Tensor::from_slice(&map.values()).to_device(self.codes.device());
+        self.numbers_of(&Tensor::from_slice(&map.values()).to_device(self.codes.device()))
+    }
+
+    /// The numbers by a map's values, fp32 `[256]`.
+    pub(crate) fn numbers_of(&self, values: &Tensor) -> Tensor {
         let numbers = values.index_select(0, &self.codes.to_kind(Kind::Int));
         numbers
             * self.absmax.repeat_interleave_self_int(BLOCK, 0, None).narrow(
@@ -77,15 +90,15 @@ impl Blockwise {
             )
     }
 
-    /// Sets the numbers, fp32 `[n]`. A positive number is not rounded to 0 where `keeps_positive`.
-    pub(crate) fn set(&mut self, numbers: &Tensor, map: Map, keeps_positive: bool) {
+    /// Sets the numbers, fp32 `[n]`, by a map's midpoints, fp32 `[255]`. A positive number is not rounded to 0 where
+    /// `keeps_positive`.
+    pub(crate) fn set(&mut self, numbers: &Tensor, midpoints: &Tensor, keeps_positive: bool) {
         let n = numbers.size()[0];
         let blocks = self.absmax.size()[0];
         let padded = numbers.constant_pad_nd([0, blocks * BLOCK - n]).view([blocks, BLOCK]);
         let absmax = padded.abs().amax([1], true);
         let scaled = &padded * absmax.reciprocal().masked_fill(&absmax.eq(0.0), 0.0);
-        let midpoints = Tensor::from_slice(&map.midpoints()).to_device(numbers.device());
-        let mut codes = scaled.bucketize(&midpoints, true, false);
+        let mut codes = scaled.bucketize(midpoints, true, false);
         if keeps_positive {
             codes = codes.maximum(&padded.gt(0.0).to_kind(Kind::Int));
         }
@@ -125,7 +138,7 @@ mod tests {
         let numbers = random(&[700], 3, Kind::Float, Device::Cpu).detach();
         let mut stored = Blockwise::zeros(700, Device::Cpu);
         assert_eq!(stored.numbers(Map::Signed).abs().max().double_value(&[]), 0.0);
-        stored.set(&numbers, Map::Signed, false);
+        stored.set(&numbers, &Tensor::from_slice(&Map::Signed.midpoints()), false);
         let (got, want) = (stored.numbers(Map::Signed), Vec::<f32>::try_from(&numbers).unwrap());
         let got = Vec::<f32>::try_from(&got).unwrap();
         for (block, got) in want.chunks(256).zip(got.chunks(256)) {

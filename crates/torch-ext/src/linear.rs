@@ -10,7 +10,7 @@ use crate::{Result, TorchError, ffi};
 const OP: &str = "linear::Packed";
 
 /// Rows from which oneDNN is faster than MKL in fp32 over a weight that is not packed. Measured at 32, 64 and 960 rows.
-const DENSE_FROM_ROWS: i64 = 256;
+pub(crate) const DENSE_FROM_ROWS: i64 = 256;
 
 /// Whether [`forward`] is the faster way to `x · weightᵀ`.
 pub fn serves(x: &Tensor) -> bool {

@@ -39,7 +39,7 @@ pub struct CpuStats {
 }
 
 /// Makes the CPU keep freed tensors' memory for the next tensors, for the rest of the process, as CUDA's caching allocator
-/// does: at most a thirty-second more than the most that was in tensors at a time. [`crate::device::resolve`] calls it.
+/// does: at most a sixteenth more than the most that was in tensors at a time. [`crate::device::resolve`] calls it.
 ///
 /// The C library maps every large tensor anew, and the system clears each of its pages: a third of the time of a training
 /// step of GPT-2 124M.

@@ -10,7 +10,7 @@ use crate::settings::Train;
 pub struct MemoryEstimate {
     /// fp32 masters, and the compute copies where they are apart.
     pub weights: u64,
-    /// fp32 gradients.
+    /// fp32 gradients, and those of the compute copies where several micro-batches make a step.
     pub gradients: u64,
     /// AdamW's two moments.
     pub optimizer: u64,
@@ -31,8 +31,8 @@ impl MemoryEstimate {
         let tokens = (train.micro_batch_tokens as u64).min(step).max(longest_row);
         Self {
             weights: parameters * (4 + copies),
-            // The copies' gradients go as the masters' come.
-            gradients: parameters * 4,
+            // The copies' gradients go as the masters' come, and meet them from the second micro-batch on.
+            gradients: parameters * (4 + if tokens < step { copies } else { 0 }),
             // In 8 bits, embeddings aside; vectors are too few to count.
             optimizer: if train.optimizer.optim_bits == 8 {
                 let looked_up = config.num_embedding_parameters();
@@ -70,8 +70,9 @@ fn activations(config: &ModelConfig, train: &Train, tokens: u64) -> u64 {
     let count = layers.div_ceil(interval);
     let kept = count * checkpointed + (layers - count) * layer + again;
     let bytes = train.precision.size() as u64;
-    // The fused head holds one chunk of logits, its gradient, and an fp32 gradient of its weight.
-    let chunk = (4 << 20) * (bytes + 4);
+    // The fused head holds one chunk of logits, of which it makes their gradient, and an fp32 gradient of its weight.
+    let rows = size(torch_ext::head::chunk_rows(config.vocab_size)).min(tokens);
+    let chunk = rows * size(config.vocab_size) * bytes;
     let head = size(config.vocab_size) * width * 4;
     tokens * (kept + 4 * width) * bytes + chunk + head
 }
@@ -90,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn sixteen_bytes_a_parameter_in_fp32_and_eighteen_in_bf16() {
+    fn sixteen_bytes_a_parameter_in_fp32_and_twenty_in_bf16() {
         let config = ModelConfig::from_json(&json!({
             "model_type": "llama", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
             "num_attention_heads": 2, "max_position_embeddings": 64,
@@ -100,7 +101,11 @@ mod tests {
         let plain = MemoryEstimate::new(&config, &train(""), 64);
         assert_eq!(plain.weights + plain.gradients + plain.optimizer, 16 * n);
         let half = MemoryEstimate::new(&config, &train("precision = \"bf16\""), 64);
-        assert_eq!(half.weights + half.gradients + half.optimizer, 18 * n);
+        assert_eq!(half.weights + half.gradients + half.optimizer, 20 * n);
+        let mut whole = train("precision = \"bf16\"");
+        whole.micro_batch_tokens = 1024;
+        let whole = MemoryEstimate::new(&config, &whole, 64);
+        assert_eq!(whole.weights + whole.gradients + whole.optimizer, 18 * n);
         let eight = MemoryEstimate::new(&config, &train("optimizer.optim_bits = 8"), 64);
         assert_eq!(eight.optimizer, 2 * (n - 800) + 8 * 800);
         assert!(half.activations < plain.activations);

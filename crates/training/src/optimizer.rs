@@ -32,6 +32,8 @@ struct State {
     moments: Moments,
     /// Steps taken, an fp32 scalar.
     step: Tensor,
+    /// The same where it is known without asking the device.
+    taken: Option<i64>,
 }
 
 #[derive(Debug)]
@@ -54,7 +56,7 @@ impl State {
             Moments::Full([master.zeros_like(), master.zeros_like()])
         };
         let step = Tensor::zeros([], (Kind::Float, device));
-        Self { name: weight.name.to_owned(), moments, step }
+        Self { name: weight.name.to_owned(), moments, step, taken: Some(0) }
     }
 
     /// The pieces by the first part of their key.
@@ -92,8 +94,10 @@ impl Group {
                     steps.push(&state.step);
                 }
                 Moments::EightBit(moments) => {
-                    let step = tch::no_grad(|| state.step.g_add_scalar_(1)).double_value(&[]);
-                    adamw_8bit(&weight.master, &weight.grad, moments, step as i64, options)?;
+                    let before = state.taken.unwrap_or_else(|| state.step.double_value(&[]) as i64);
+                    let _ = tch::no_grad(|| state.step.g_add_scalar_(1));
+                    state.taken = Some(before + 1);
+                    adamw_8bit(&weight.master, &weight.grad, moments, before + 1, options)?;
                 }
             }
         }
@@ -160,7 +164,7 @@ impl AdamW {
     ///
     /// # Errors
     /// A piece missing, left over or of another shape; the message names it.
-    pub fn load_state(&self, saved: &BTreeMap<String, Tensor>) -> anyhow::Result<()> {
+    pub fn load_state(&mut self, saved: &BTreeMap<String, Tensor>) -> anyhow::Result<()> {
         let own = self.state();
         for (key, tensor) in &own {
             let value =
@@ -174,6 +178,9 @@ impl AdamW {
             let (stored, kind) = (value.kind(), tensor.kind());
             ensure!(stored == kind, "the optimiser state's `{key}` is {stored:?}, not {kind:?}");
             tch::no_grad(|| tensor.shallow_clone().copy_(value));
+        }
+        for state in self.decayed.0.iter_mut().chain(&mut self.plain.0) {
+            state.taken = None;
         }
         if saved.len() > own.len() {
             let known: BTreeSet<&String> = own.iter().map(|(key, _)| key).collect();
@@ -342,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_state_of_another_model_is_refused() {
-        let optimizer = AdamW::new(&weights(), &settings());
+        let mut optimizer = AdamW::new(&weights(), &settings());
         let mut state: BTreeMap<String, Tensor> = optimizer.state().into_iter().collect();
         let taken = state.remove("exp_avg.bias").unwrap();
         let missing = optimizer.load_state(&state).unwrap_err().to_string();

@@ -42,7 +42,7 @@ pub struct Train {
     pub batch_size: BatchSize,
     /// The most tokens in one forward pass: sets the memory needed, never the result.
     pub micro_batch_tokens: usize,
-    /// Number type of the forward and backward passes. Master weights and optimiser state are fp32 in every case.
+    /// Number type of the forward and backward passes. Master weights are fp32 in every case.
     #[serde(default)]
     pub precision: Precision,
     /// What of a layer is not kept but computed again in the backward pass: slower, smaller.

@@ -157,14 +157,14 @@ impl<'a> Run<'a> {
         let mut batches = Batcher::new(dataset, settings.batch_config());
         decoder
             .set_checkpointing(settings.activation_checkpointing, settings.checkpointing_interval);
-        let optimizer = AdamW::new(&decoder.params_mut().trainable(), &settings.optimizer);
-        decoder.params_mut().clear_grads();
+        let mut optimizer = AdamW::new(&decoder.params_mut().trainable(), &settings.optimizer);
+        decoder.params_mut().clear_grads()?;
         let mut state = State::default();
         let mut saved_at = None;
         if let Some(resumed) = checkpoint::resume::<State>(ctx, decoder.device())? {
             let path = &resumed.path;
             load_weights(decoder, &path.join(WEIGHTS)).hint(checkpoint::DAMAGED)?;
-            load_optimizer(&optimizer, &path.join(OPTIMIZER)).hint(checkpoint::DAMAGED)?;
+            load_optimizer(&mut optimizer, &path.join(OPTIMIZER)).hint(checkpoint::DAMAGED)?;
             batches.seek(resumed.state.cursor)?;
             (state, saved_at) = (resumed.state, Some(resumed.step));
         }
@@ -219,7 +219,7 @@ impl<'a> Run<'a> {
         if finite {
             self.decoder.params_mut().refresh_compute();
         }
-        self.decoder.params_mut().clear_grads();
+        self.decoder.params_mut().clear_grads()?;
         loss_scale.update(precision, finite);
 
         let state = &mut self.state;
@@ -421,7 +421,7 @@ impl<'a> Run<'a> {
     }
 }
 
-fn load_optimizer(optimizer: &AdamW, path: &Path) -> anyhow::Result<()> {
+fn load_optimizer(optimizer: &mut AdamW, path: &Path) -> anyhow::Result<()> {
     let file = WeightFiles::open_file(path)?;
     let tensors = file.names().map(|name| Ok((name.to_owned(), file.tensor(name)?)));
     let tensors: model::Result<BTreeMap<String, Tensor>> = tensors.collect();

@@ -79,7 +79,7 @@ fn a_conversation_takes_lines_and_commands() {
 fn wrong_use_is_explained() {
     let dir = &*FINISHED;
     chat(dir, &["--temperature", "-1", "--prompt", "x"])
-        .fail(2, &["error: `temperature` is -1; it must be 0 (greedy) or above"])
+        .fail(2, &["error: `temperature` is -1; it must be 0 (greedy) or from 1e-6 to 1e6"])
         .unwrap();
     Stage::new("chat", dir)
         .args(["--model", "nowhere", "--prompt", "x"])

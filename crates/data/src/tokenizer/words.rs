@@ -39,6 +39,9 @@ impl Words {
             Some(encoding.get_ids().to_vec())
         };
         let (bare, whole) = (ids(false)?, ids(true)?);
+        if bare.is_empty() {
+            return None;
+        }
         let start = whole.windows(bare.len()).position(|part| part == bare)?;
         let added = [whole[..start].to_vec(), whole[start + bare.len()..].to_vec()];
         let shards = (0..SHARDS).map(|_| Shard::default()).collect();

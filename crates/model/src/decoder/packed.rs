@@ -11,25 +11,24 @@ use torch_ext::linear;
 pub(crate) struct Packed {
     pub(super) layers: Vec<Layer>,
     head: linear::Packed,
-    rows: i64,
     version: u64,
 }
 
 impl Decoder {
     /// The weights packed for products of about `rows` rows, `None` where this precision or device has no such layout.
-    /// `before` is taken over where it still is what would be made.
+    /// `before` is taken over where it has the present weights, for whatever number of rows it was made.
     pub(crate) fn pack(&self, rows: i64, before: Option<Packed>) -> Result<Option<Packed>> {
         if !linear::Packed::serves(self.precision().kind(), self.device()) {
             return Ok(None);
         }
         let version = self.params.version()?;
-        if before.as_ref().is_some_and(|b| b.version == version && b.rows == rows) {
+        if before.as_ref().is_some_and(|before| before.version == version) {
             return Ok(before);
         }
         drop(before);
         let layers = self.layers.iter().map(|layer| layer.pack(rows)).collect::<Result<_>>()?;
         let head = linear::Packed::new(&self.head, rows)?;
-        Ok(Some(Packed { layers, head, rows, version }))
+        Ok(Some(Packed { layers, head, version }))
     }
 }
 

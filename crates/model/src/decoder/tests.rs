@@ -30,7 +30,7 @@ fn run(
 ) -> (Tensor, Vec<Tensor>) {
     let input = row(decoder, ids, lens);
     let logits = decoder.logits(&decoder.hidden(&input).unwrap());
-    decoder.params_mut().clear_grads();
+    decoder.params_mut().clear_grads().unwrap();
     autograd::backward(&(&logits * probe).sum(Kind::Float)).unwrap();
     decoder.params_mut().gather_grads().unwrap();
     let grads = decoder.params_mut().trainable().iter().map(|p| p.grad.copy()).collect();
@@ -316,7 +316,7 @@ fn half_precision_computes_in_its_kind_and_accumulates_gradients_in_fp32() {
         for (twice, once) in decoder.params_mut().trainable().iter().zip(&once) {
             assert_close(twice.name, &twice.grad, &(once * 2.0), 1e-7);
         }
-        decoder.params_mut().clear_grads();
+        decoder.params_mut().clear_grads().unwrap();
         let zero = |p: &crate::Trainable<'_>| p.grad.abs().max().double_value(&[]) == 0.0;
         assert!(decoder.params_mut().trainable().iter().all(zero));
     }

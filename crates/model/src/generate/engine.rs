@@ -88,14 +88,14 @@ impl<'a> Engine<'a> {
             Some(cache) if cache.fits(slots, longest) => cache,
             _ => Cache::new(config, slots, longest, like, self.kernels),
         };
-        self.packed = match self.packed.take() {
-            before if slots >= PACK_FROM_ROWS => self.decoder.pack(slots as i64, before)?,
-            _ => None,
-        };
+        let packs = slots >= PACK_FROM_ROWS;
+        if packs {
+            self.packed = self.decoder.pack(slots as i64, self.packed.take())?;
+        }
         let penalised = requests.iter().any(|r| r.sampling.repetition_penalty != 1.0);
         let mut run = Run {
             decoder: self.decoder,
-            packed: self.packed.as_ref(),
+            packed: self.packed.as_ref().filter(|_| packs),
             max_len: self.max_len,
             like,
             requests,

@@ -538,7 +538,7 @@ fn bad_requests_are_named() {
     let cases = [
         (
             Sampling { temperature: -1.0, ..greedy() },
-            "`temperature` is -1; it must be 0 (greedy) or above",
+            "`temperature` is -1; it must be 0 (greedy) or from 1e-6 to 1e6",
         ),
         (Sampling { temperature: f64::NAN, ..greedy() }, "`temperature` is NaN"),
         (Sampling { top_k: Some(0), ..greedy() }, "`top_k` is 0; it must be at least 1"),

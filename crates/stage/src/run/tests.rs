@@ -346,6 +346,10 @@ fn memory_that_runs_out_is_no_defect_and_shows_no_backtrace() {
     let panic = "called `Result::unwrap()` on an `Err` value: Torch(\"[enforce fail] DefaultCPUAllocator: can't allocate \
                  memory: you tried to allocate 9 bytes\\nException raised from alloc_cpu at x.cpp\")";
     let text = report(&internal_error(&panic.to_owned()));
+    // What torch-ext's allocator says.
+    let own = "called `Result::unwrap()` on an `Err` value: Torch(\"out of memory: no 9 bytes for a tensor\\nException raised\")";
+    let own = report(&internal_error(&own.to_owned()));
+    assert!(own.starts_with("error: out of memory: no 9 bytes for a tensor\nhint: "), "{own}");
     assert_eq!(
         text,
         "error: out of memory: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes\n\

@@ -83,6 +83,12 @@ fn check(qkv: [&Tensor; 3], cache: Cache<'_>, scale: f64, window: Option<i64>) -
     if let Some(slot) = slots.iter().find(|slot| !(0..ks[0]).contains(slot)) {
         return fail(format!("slot {slot} is none of {}", ks[0]));
     }
+    let mut taken = vec![false; ks[0] as usize];
+    if let Some(slot) =
+        slots.iter().find(|slot| std::mem::replace(&mut taken[**slot as usize], true))
+    {
+        return fail(format!("two rows share slot {slot}"));
+    }
     if let Some(length) = lengths.iter().find(|length| !(1..=ks[2]).contains(length)) {
         return fail(format!("length {length} is not within 1 to {}", ks[2]));
     }
@@ -152,6 +158,7 @@ mod tests {
         let all = [1, 1];
         assert!(message(&of(&[2, 3, 8]), &[0, 1], &all, None).contains("k [2, 3, 8], v [2, 3, 8]"));
         assert_eq!(message(&k, &[0, 3], &all, None), "attention::cached: slot 3 is none of 3");
+        assert!(message(&k, &[1, 1], &all, None).ends_with("two rows share slot 1"));
         assert!(message(&k, &[0, 1], &[1, 17], None).ends_with("length 17 is not within 1 to 16"));
         assert!(message(&k, &[0, 1], &[0, 1], None).ends_with("length 0 is not within 1 to 16"));
         assert!(message(&k, &[0], &all, None).ends_with("2 rows, 1 slots, 2 lengths"));

@@ -20,6 +20,11 @@ const CHUNK_LOGITS: i64 = 1 << 22;
 /// writes memory. Measured for 50,257 tokens: 64 rows run at a third of the speed of 512.
 const CHUNK_ROWS: i64 = 512;
 
+/// Rows of logits that exist at a time over a vocabulary of `vocab`, unless [`HeadOptions::chunk_rows`] says otherwise.
+pub fn chunk_rows(vocab: i64) -> i64 {
+    (CHUNK_LOGITS / vocab.max(1)).max(CHUNK_ROWS) / TILE * TILE
+}
+
 /// Rows of the weight's gradient that one product in half precision gives: what it gives is then still in the cache when
 /// it is added to the sum in fp32.
 const PART_ROWS: i64 = 4096;
@@ -208,7 +213,7 @@ struct Unpacked<'a> {
     weight: &'a Tensor,
     weight_t: Tensor,
     bias: Option<&'a Tensor>,
-    /// Room for one chunk of logits.
+    /// Room for one chunk of logits, of those chunks for which the product takes it.
     logits: Tensor,
 }
 
@@ -235,8 +240,7 @@ impl Chunks {
         let n = targets.size()[0];
         let size = Size { n, padded, d, v, kind: hidden.kind(), device: hidden.device() };
         // Whole tiles where there are any, so that the last chunk's size is one of few too.
-        let whole = (CHUNK_LOGITS / v.max(1)).max(CHUNK_ROWS) / TILE * TILE;
-        let rows = options.chunk_rows.unwrap_or(whole);
+        let rows = options.chunk_rows.unwrap_or_else(|| chunk_rows(v));
         Ok(Self {
             hidden: SavedTensor::new(hidden)?,
             weight: SavedTensor::new(weight)?,
@@ -249,13 +253,15 @@ impl Chunks {
     }
 
     fn unpack(&self) -> Result<Unpacked<'_>> {
-        let weight = self.weight.get()?;
+        let (weight, hidden) = (self.weight.get()?, self.hidden.get()?);
+        let whole = linear::serves(&hidden.narrow(0, 0, self.rows.min(self.size.padded)));
+        let room = if whole { self.rows.min(linear::DENSE_FROM_ROWS) } else { self.rows };
         Ok(Unpacked {
-            hidden: self.hidden.get()?,
+            hidden,
             weight,
             weight_t: weight.tr(),
             bias: self.bias.as_ref().map(SavedTensor::get).transpose()?,
-            logits: Tensor::empty([self.rows, self.size.v], (self.size.kind, self.size.device)),
+            logits: Tensor::empty([room, self.size.v], (self.size.kind, self.size.device)),
         })
     }
 

@@ -52,14 +52,15 @@ pub fn adamw_8bit(
     step: i64,
     options: &AdamWOptions,
 ) -> Result<()> {
-    let n = moments.exp_avg.codes.size()[0];
-    if param.numel() as i64 != n || grad.size() != param.size() {
+    let n = moments.exp_avg.codes.numel() as i64;
+    let whole = [&moments.exp_avg, &moments.exp_avg_sq].iter().all(|m| m.holds(n, param.device()));
+    if param.numel() as i64 != n || grad.size() != param.size() || !whole {
         let message =
             format!("parameter {:?}, gradient {:?}, moments of {n}", param.size(), grad.size());
         return Err(TorchError::argument(OP, message));
     }
     let all_float = [param, grad].iter().all(|t| t.kind() == Kind::Float && t.is_contiguous());
-    if !all_float || param.device() != moments.exp_avg.codes.device() || step < 1 {
+    if !all_float || grad.device() != param.device() || step < 1 {
         let message = format!("parameter {:?} on {:?}, step {step}", param.kind(), param.device());
         return Err(TorchError::argument(OP, message));
     }
@@ -89,15 +90,16 @@ fn by_operations(
     let AdamWOptions { lr, beta1, beta2, eps, weight_decay } = *options;
     let grad = grad.detach().view(-1);
     let mut param = param.detach().view(-1);
-    let first = moments.exp_avg.numbers(Map::Signed).g_mul_scalar_(beta1) + &grad * (1.0 - beta1);
-    let second = moments.exp_avg_sq.numbers(Map::Unsigned).g_mul_scalar_(beta2)
+    let [signed, signed_midpoints, unsigned, unsigned_midpoints] = &moments.maps;
+    let first = moments.exp_avg.numbers_of(signed).g_mul_scalar_(beta1) + &grad * (1.0 - beta1);
+    let second = moments.exp_avg_sq.numbers_of(unsigned).g_mul_scalar_(beta2)
         + grad.square() * (1.0 - beta2);
     let exponent = step as f64;
     let denominator = second.sqrt() / (1.0 - beta2.powf(exponent)).sqrt() + eps;
     let _ = param.g_mul_scalar_(1.0 - lr * weight_decay);
     let _ = param.g_sub_(&(&first / denominator * (lr / (1.0 - beta1.powf(exponent)))));
-    moments.exp_avg.set(&first, Map::Signed, false);
-    moments.exp_avg_sq.set(&second, Map::Unsigned, true);
+    moments.exp_avg.set(&first, signed_midpoints, false);
+    moments.exp_avg_sq.set(&second, unsigned_midpoints, true);
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 #include <c10/core/alignment.h>
 #include <sys/mman.h>
 
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <unordered_map>
@@ -15,12 +16,13 @@ namespace te {
 
 // Smaller ones are left to the allocator that was there before.
 constexpr size_t kSmallest = 64 << 10;
+constexpr size_t kLargest = size_t{1} << 48;
 constexpr size_t kHugePage = 2 << 20;
 
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 // A size of which there are eight between two powers of two, so that tensors of about the same size serve
-// one another. What is rounded up is never touched and takes no memory.
+// one another. What is rounded up is never touched: it takes no memory but the rest of a page.
 static size_t size_class(size_t n) {
   size_t step = kSmallest / 8;
   while (step * 16 < n) step *= 2;
@@ -33,6 +35,7 @@ class CachingAllocator final : public c10::Allocator {
 
   c10::DataPtr allocate(size_t n) override {
     if (n < kSmallest) return small_->allocate(n);
+    TORCH_CHECK_WITH(OutOfMemoryError, n <= kLargest, "out of memory: no ", n, " bytes for a tensor");
     void* data = take(size_class(n));
     return {data, data, &give_back, at::Device(at::kCPU)};
   }
@@ -56,7 +59,7 @@ class CachingAllocator final : public c10::Allocator {
     shrink_to(0);
   }
 
-  static CachingAllocator* installed;
+  static std::atomic<CachingAllocator*> installed;
 
  private:
   struct Kept {
@@ -66,42 +69,54 @@ class CachingAllocator final : public c10::Allocator {
 
   void* take(size_t size) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    used_ += size;
-    peak_ = std::max(peak_, used_);
-    limit_ = std::max(limit_, used_ + used_ / 32);
+    void* data;
     // Not much more than asked for: a large one is worth keeping for a large tensor.
     const auto fitting = free_.lower_bound(size);
     if (fitting != free_.end() && fitting->first <= size + size / 4) {
-      void* data = fitting->second.data;
-      used_ += fitting->first - size;
-      kept_ -= fitting->first;
-      sizes_[data] = fitting->first;
+      size = fitting->first;
+      data = fitting->second.data;
+      kept_ -= size;
       free_.erase(fitting);
-      return data;
+    } else {
+      data = fresh(size);
     }
-    if (used_ + kept_ > limit_) shrink_to(limit_ - used_);
+    sizes_[data] = size;
+    used_ += size;
+    peak_ = std::max(peak_, used_);
+    limit_ = std::max(limit_, bound(used_));
+    return data;
+  }
+
+  // Used and kept memory stay below this where the most that was used at a time is `most`.
+  static size_t bound(size_t most) { return most + most / 16; }
+
+  void* fresh(size_t size) {
+    const size_t limit = std::max(limit_, bound(used_ + size));
+    if (used_ + size + kept_ > limit) shrink_to(limit - used_ - size);
     void* data = map(size);
     if (!data) {
       shrink_to(0);
       data = map(size);
     }
-    if (!data) used_ -= size;
-    TORCH_CHECK_WITH(OutOfMemoryError, data, "not enough memory for a tensor of ", size, " bytes");
-    sizes_[data] = size;
+    TORCH_CHECK_WITH(OutOfMemoryError, data, "out of memory: no ", size, " bytes for a tensor");
     return data;
   }
 
   static void give_back(void* data) {
     if (!data) return;
-    CachingAllocator& self = *installed;
+    CachingAllocator& self = *installed.load();
     const std::lock_guard<std::mutex> lock(self.mutex_);
     const auto found = self.sizes_.find(data);
     if (found == self.sizes_.end()) return self.small_->raw_deleter()(data);
     const size_t size = found->second;
     self.sizes_.erase(found);
     self.used_ -= size;
-    self.kept_ += size;
-    self.free_.emplace(size, Kept{data, self.clock_++});
+    try {
+      self.free_.emplace(size, Kept{data, self.clock_++});
+      self.kept_ += size;
+    } catch (const std::bad_alloc&) {
+      munmap(data, size);
+    }
   }
 
   // Returns what was kept longest to the system.
@@ -131,12 +146,11 @@ class CachingAllocator final : public c10::Allocator {
   std::multimap<size_t, Kept> free_;  // by size
   std::unordered_map<void*, size_t> sizes_;  // in use
   size_t used_ = 0, peak_ = 0, kept_ = 0;
-  // Used and kept memory stay below this, a little above the most that was used at a time.
   size_t limit_ = 0;
   uint64_t clock_ = 0;
 };
 
-CachingAllocator* CachingAllocator::installed = nullptr;
+std::atomic<CachingAllocator*> CachingAllocator::installed = nullptr;
 
 }  // namespace te
 
@@ -144,24 +158,26 @@ using namespace te;
 
 extern "C" {
 
-void te_keep_freed() {
+void te_keep_freed() noexcept {
   static std::once_flag once;
   std::call_once(once, [] {
-    CachingAllocator::installed = new CachingAllocator(c10::GetCPUAllocator());
-    c10::SetCPUAllocator(CachingAllocator::installed, 1);
+    auto* allocator = new CachingAllocator(c10::GetCPUAllocator());
+    CachingAllocator::installed = allocator;
+    c10::SetCPUAllocator(allocator, 1);
   });
 }
 
-TeCpuMemory te_cpu_memory() {
-  return CachingAllocator::installed ? CachingAllocator::installed->stats() : TeCpuMemory{};
+TeCpuMemory te_cpu_memory() noexcept {
+  CachingAllocator* allocator = CachingAllocator::installed;
+  return allocator ? allocator->stats() : TeCpuMemory{};
 }
 
-void te_cpu_reset_peak() {
-  if (CachingAllocator::installed) CachingAllocator::installed->reset_peak();
+void te_cpu_reset_peak() noexcept {
+  if (CachingAllocator* allocator = CachingAllocator::installed) allocator->reset_peak();
 }
 
-void te_cpu_release() {
-  if (CachingAllocator::installed) CachingAllocator::installed->release_kept();
+void te_cpu_release() noexcept {
+  if (CachingAllocator* allocator = CachingAllocator::installed) allocator->release_kept();
 }
 
 }  // extern "C"

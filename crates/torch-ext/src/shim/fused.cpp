@@ -115,9 +115,9 @@ char* te_swiglu(Tensor* x, Tensor* grad, Tensor** result) {
 // Rotates x [rows, heads, dim] into out of the same shape; cos and sin are [rows, dim / 2], contiguous.
 char* te_rotate(Tensor* x, Tensor* cos, Tensor* sin, bool inverse, Tensor* out) {
   return guarded([&] {
-    TORCH_CHECK(x->stride(2) == 1 && out->stride(2) == 1 && cos->is_contiguous() && sin->is_contiguous(),
-                "not dense");
-    const RotateArgs a{dtype_of(*x),         x->size(1),           x->size(2), heads(*x), heads(*out),
+    TORCH_CHECK(out->stride(2) == 1 && cos->is_contiguous() && sin->is_contiguous(), "not dense");
+    const Tensor in = x->stride(2) == 1 ? *x : x->contiguous();
+    const RotateArgs a{dtype_of(in),         in.size(1),            in.size(2), heads(in), heads(*out),
                        cos->const_data_ptr(), sin->const_data_ptr(), inverse};
     at::parallel_for(0, x->size(0), grain(x->size(1) * x->size(2)),
                      [&](int64_t begin, int64_t end) { kernels().rotate(a, begin, end); });

@@ -30,7 +30,7 @@ using namespace te;
 
 extern "C" {
 
-bool te_linear_packs() { return reorder() && pointwise(); }
+bool te_linear_packs() noexcept { return reorder() && pointwise(); }
 
 // weight [out, in], laid out for products with about `rows` rows.
 char* te_linear_pack(Tensor* weight, int64_t rows, Tensor** result) {
