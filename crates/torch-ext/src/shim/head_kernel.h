@@ -5,7 +5,7 @@
 
 namespace te::KERNEL_ISA {
 
-constexpr int64_t kBlock = 1024;  // elements summed in fp32 before they go to fp64
+constexpr int64_t kBlock = 64 * VW;  // elements summed in fp32, 64 a lane, before they go to fp64
 
 // f(vector, offset) over a row; a row's tail is padded with `pad`.
 template <class T, class F>
