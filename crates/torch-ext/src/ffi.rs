@@ -74,7 +74,9 @@ unsafe extern "C" {
     pub(crate) fn te_generator_get(device: i64, out: *mut Ptr) -> *mut c_char;
     pub(crate) fn te_generator_set(device: i64, state: Ptr) -> *mut c_char;
     pub(crate) fn te_generator_draw(device: i64, out: *mut u64) -> *mut c_char;
+}
 
+unsafe extern "C" {
     pub(crate) fn te_grad_enabled() -> bool;
     pub(crate) fn te_set_grad_enabled(enabled: bool);
     pub(crate) fn te_keeps_graph() -> bool;
@@ -114,7 +116,9 @@ unsafe extern "C" {
         n_listed: usize,
         out: *mut *mut c_char,
     ) -> *mut c_char;
+}
 
+unsafe extern "C" {
     pub(crate) fn te_norm(tensors: *const Ptr, n: usize, out: *mut Ptr) -> *mut c_char;
     pub(crate) fn te_mul_scalar(tensors: *const Ptr, n: usize, factor: f64) -> *mut c_char;
     pub(crate) fn te_mul_tensor(tensors: *const Ptr, n: usize, factor: Ptr) -> *mut c_char;
@@ -136,7 +140,9 @@ unsafe extern "C" {
     ) -> *mut c_char;
 
     pub(crate) fn te_adamw_8bit(tensors: *const Ptr, hyper: *const f64) -> *mut c_char;
+}
 
+unsafe extern "C" {
     pub(crate) fn te_attention_forward(
         qkv: *const Ptr,
         cu_seqlens: *const i64,
@@ -171,7 +177,9 @@ unsafe extern "C" {
         options: *const AttentionOptions,
         results: *mut Ptr,
     ) -> *mut c_char;
+}
 
+unsafe extern "C" {
     pub(crate) fn te_norm_forward(tensors: *const Ptr, eps: f64, results: *mut Ptr) -> *mut c_char;
     pub(crate) fn te_norm_backward(tensors: *const Ptr, results: *mut Ptr) -> *mut c_char;
     pub(crate) fn te_gelu_tanh(x: Ptr, grad: Ptr, result: *mut Ptr) -> *mut c_char;

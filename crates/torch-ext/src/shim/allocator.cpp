@@ -2,7 +2,6 @@
 // anew, and the system then clears each of its pages, which takes longer than many operations do.
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
-#include <c10/core/alignment.h>
 #include <sys/mman.h>
 
 #include <atomic>

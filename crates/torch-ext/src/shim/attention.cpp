@@ -17,10 +17,6 @@ namespace te {
 constexpr int64_t kForwardTask = 256;
 constexpr int64_t kBackwardTask = 256;
 
-static Heads heads(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1)}; }
-
-static Tensor dense(const Tensor& t) { return t.stride(2) == 1 ? t : t.contiguous(); }
-
 static AttentionArgs arguments(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                                const Tensor& lse, const TeAttentionOptions& o) {
   AttentionArgs a{};

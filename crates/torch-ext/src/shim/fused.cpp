@@ -16,8 +16,6 @@ constexpr int64_t kGrain = 16384;
 
 static int64_t grain(int64_t row) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, row)); }
 
-static Heads heads(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1)}; }
-
 static NormArgs norm_arguments(const Tensor& x, const Tensor& weight, const Tensor& out) {
   NormArgs a{};
   a.dtype = dtype_of(x);
@@ -116,7 +114,7 @@ char* te_swiglu(Tensor* x, Tensor* grad, Tensor** result) {
 char* te_rotate(Tensor* x, Tensor* cos, Tensor* sin, bool inverse, Tensor* out) {
   return guarded([&] {
     TORCH_CHECK(out->stride(2) == 1 && cos->is_contiguous() && sin->is_contiguous(), "not dense");
-    const Tensor in = x->stride(2) == 1 ? *x : x->contiguous();
+    const Tensor in = dense(*x);
     const RotateArgs a{dtype_of(in),         in.size(1),            in.size(2), heads(in), heads(*out),
                        cos->const_data_ptr(), sin->const_data_ptr(), inverse};
     at::parallel_for(0, x->size(0), grain(x->size(1) * x->size(2)),
@@ -128,7 +126,6 @@ char* te_rotate(Tensor* x, Tensor* cos, Tensor* sin, bool inverse, Tensor* out) 
 char* te_attend_cached(List tensors, const int64_t* slots, const int64_t* lengths, double scale, int64_t window,
                        Tensor** result) {
   return guarded([&] {
-    const auto dense = [](const Tensor& t) { return t.stride(2) == 1 ? t : t.contiguous(); };
     const Tensor q = dense(*tensors[0]), k = dense(*tensors[1]), v = dense(*tensors[2]);
     const Tensor &keys = *tensors[3], &values = *tensors[4];
     TORCH_CHECK(keys.is_contiguous() && values.is_contiguous(), "not contiguous");

@@ -64,6 +64,10 @@ inline std::vector<Tensor> list(List tensors, size_t n) {
 
 inline Tensor* own(Tensor t) { return t.defined() ? new Tensor(std::move(t)) : nullptr; }
 
+// A tensor [rows, heads, dim] as the kernels take it, its last dimension dense.
+inline Heads heads(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1)}; }
+inline Tensor dense(const Tensor& t) { return t.stride(2) == 1 ? t : t.contiguous(); }
+
 // The kernels for this machine.
 const Kernels& kernels();
 
