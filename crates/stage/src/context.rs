@@ -41,7 +41,7 @@ pub struct Context {
     pub(crate) toml: String,
     pub(crate) started: bool,
     /// Held while the run goes on, so that no other process writes here.
-    pub(crate) lock: Option<File>,
+    pub(crate) lock: Option<Lock>,
 }
 
 impl Context {
@@ -95,7 +95,7 @@ impl Context {
     /// # Errors
     /// Another process at work in the directory; those of the file system.
     pub fn start(&mut self) -> anyhow::Result<()> {
-        self.lock = Some(lock(&self.run_dir)?);
+        self.lock = Some(Lock::take(&self.run_dir)?);
         if !self.resume {
             self.run_dir.clear().map_err(UsageError::new)?;
         } else if self.run_dir.is_finished() {
@@ -133,16 +133,28 @@ impl Context {
     }
 }
 
-/// Takes the directory's lock, which ends with the process.
-fn lock(run_dir: &RunDir) -> anyhow::Result<File> {
-    let file = fs_err::File::open(run_dir.path())?.into_parts().0;
-    match file.try_lock() {
-        Err(TryLockError::WouldBlock) => {
-            let what = format!("{}: another process is at work here", run_dir.path().display());
-            let hint = "wait for it, stop it, or choose another run directory with --out";
-            Err(UsageError::new(Hint::new(anyhow::anyhow!(what), hint)).into())
+/// The run directory's lock, which ends with the process at the latest.
+#[derive(Debug)]
+pub(crate) struct Lock(File);
+
+impl Lock {
+    fn take(run_dir: &RunDir) -> anyhow::Result<Self> {
+        let file = fs_err::File::open(run_dir.path())?.into_parts().0;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                let what = format!("{}: another process is at work here", run_dir.path().display());
+                let hint = "wait for it, stop it, or choose another run directory with --out";
+                Err(UsageError::new(Hint::new(anyhow::anyhow!(what), hint)).into())
+            }
+            // Where the file system has no locks, there is none to respect.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(Self(file)),
         }
-        // Where the file system has no locks, there is none to respect.
-        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a child between its fork and its exec holds it open too.
+        drop(self.0.unlock());
     }
 }
