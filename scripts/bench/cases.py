@@ -103,17 +103,23 @@ def generate(model, precision):
     return Case(task="generate", about=about, peers=peers, new_tokens=new_tokens, **fields)
 
 
+def tutorial(precision, peers):
+    about = "the same as many tutorials do it: rows padded to 512, loss on every position, 4 × 2 rows a step"
+    if precision == "bf16":
+        about += "; ours in bf16 against the tutorials' fp32, and against bf16"
+    options = ("--batch", "4", "--accumulate", "2")
+    return Case(
+        name=f"sft-tutorial-tiny-{precision}", task="sft", about=about, precision=precision,
+        peers=tuple(Peer(name, "tutorial", (*options, *more)) for name, more in peers),
+        steps=20, batch=("sequences", 8),
+    )
+
+
 UNPACKED = Case(
     name="sft-unpacked-tiny-fp32", task="sft",
     about="fine-tuning, 8 sequences a step, one epoch; peer without packing, rows grouped by length",
     peers=(Peer("TRL, own loss, by length", "sft", ("--batch", "8", "--own-loss", "--group-by-length")),),
     steps=25, batch=("sequences", 8), all_rows=False,
-)
-TUTORIAL = Case(
-    name="sft-tutorial-tiny-fp32", task="sft",
-    about="the same as many tutorials do it: rows padded to 512, loss on every position, 4 × 2 rows a step",
-    peers=(Peer("Trainer, padded", "tutorial", ("--batch", "4", "--accumulate", "2")),),
-    steps=20, batch=("sequences", 8),
 )
 DATA_PREP = Case(
     name="data-prep", task="data-prep",
@@ -135,7 +141,8 @@ CASES = (
     packed("llama-tiny", "bf16"),
     packed("gpt2", "bf16"),
     UNPACKED,
-    TUTORIAL,
+    tutorial("fp32", (("Trainer, padded", ()),)),
+    tutorial("bf16", (("Trainer, padded, fp32", ("--precision", "fp32")), ("Trainer, padded, bf16", ()))),
     pretrain("tiny", "fp32"),
     pretrain("llama-tiny", "bf16"),
     pretrain("gpt2", "bf16"),

@@ -271,7 +271,7 @@ impl<'t> Run<'_, '_, 't> {
             }
         }
         let hidden = self.decoder.normalise(&hidden.index_select(0, &last))?;
-        let logits = self.decoder.logits(&hidden).index_select(0, &of);
+        let logits = self.logits(&hidden)?.index_select(0, &of);
         let rows: Vec<usize> = (entered..self.rows.len()).collect();
         let settings = self.settings_of(&rows, logits.size()[1]);
         self.choose(&rows, &logits, &settings)
@@ -313,10 +313,7 @@ impl<'t> Run<'_, '_, 't> {
         };
         let hidden = self.decoder.hidden_with(&ids, &positions, self.packed, attend)?;
         let hidden = self.decoder.normalise(&hidden)?;
-        let logits = match self.packed {
-            Some(packed) => packed.logits(&hidden)?,
-            None => self.decoder.logits(&hidden),
-        };
+        let logits = self.logits(&hidden)?;
         for row in &mut self.rows {
             row.cached += 1;
         }
@@ -325,6 +322,13 @@ impl<'t> Run<'_, '_, 't> {
         self.choose(&all, &logits, &settings)?;
         self.settings = Some(settings);
         Ok(())
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        match self.packed {
+            Some(packed) => packed.logits(hidden),
+            None => Ok(self.decoder.logits(hidden)),
+        }
     }
 
     /// Gives each row its token, and marks the rows that end with it.
