@@ -1,5 +1,6 @@
 //! `config.json` of Hugging Face: read, checked, written back.
 
+mod head;
 mod read;
 mod rope;
 #[cfg(test)]
@@ -11,6 +12,8 @@ use crate::layout::layout;
 use serde_json::{Map, Value};
 use std::path::Path;
 
+pub use head::Head;
+pub(crate) use head::SCORE;
 pub use rope::{Rope, RopeScaling};
 
 /// The families of models that this crate computes.
@@ -40,17 +43,6 @@ impl Architecture {
             Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
-        }
-    }
-
-    /// The class in transformers that is the causal language model.
-    pub fn causal_lm_class(self) -> &'static str {
-        match self {
-            Self::Gpt2 => "GPT2LMHeadModel",
-            Self::Llama => "LlamaForCausalLM",
-            Self::Mistral => "MistralForCausalLM",
-            Self::Qwen2 => "Qwen2ForCausalLM",
-            Self::Qwen3 => "Qwen3ForCausalLM",
         }
     }
 }
@@ -99,6 +91,8 @@ impl Dropout {
 pub struct ModelConfig {
     /// The family.
     pub architecture: Architecture,
+    /// The output layer.
+    pub head: Head,
     /// Number of token ids.
     pub vocab_size: i64,
     /// Width of the residual stream.
@@ -145,6 +139,8 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<i64>,
     /// Padding id.
     pub pad_token_id: Option<i64>,
+    /// Mean and standard deviation of a reward model's scores, where they are known.
+    pub score_statistics: Option<(f64, f64)>,
     /// The source object, unknown keys included.
     raw: Map<String, Value>,
 }
@@ -196,7 +192,8 @@ impl ModelConfig {
             .filter(|part| part.shape.len() == 2 && !is_embedding(&part.name))
             .map(|part| part.shape.iter().product::<i64>())
             .sum();
-        let head = self.vocab_size * self.hidden_size * i64::from(self.tie_word_embeddings);
+        let tied = self.tie_word_embeddings && self.head.has_language_model();
+        let head = self.vocab_size * self.hidden_size * i64::from(tied);
         let heads = (self.num_hidden_layers * self.num_attention_heads * self.head_dim) as f64;
         2.0 * (matrices + head) as f64 + 4.0 * heads * context
     }

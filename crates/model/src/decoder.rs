@@ -1,5 +1,6 @@
 //! The decoder: embeddings, layers, final norm, and the language-model head.
 
+mod documents;
 mod layer;
 mod linear;
 mod mlp;
@@ -9,21 +10,23 @@ mod rotary;
 #[cfg(test)]
 mod tests;
 
-use crate::config::{Dropout, ModelConfig};
+use crate::config::{Dropout, Head, ModelConfig, SCORE};
 use crate::error::{Error, Result};
-use crate::layout::{Init, ModelLayout, layout};
+use crate::layout::{Init, ModelLayout, PartSpec, layout};
 use crate::params::Params;
 use crate::precision::Precision;
 use crate::random::{Philox, stream_of};
 use crate::weights::{self, WeightFiles};
+use documents::Documents;
 use layer::Layer;
 use norm::Norm;
 pub(crate) use packed::Packed;
 use rotary::{Rotary, Rotation};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
-use torch_ext::attention::{Seqlens, Varlen, varlen};
+use torch_ext::attention::Varlen;
 use torch_ext::checkpoint::checkpoint;
 
 /// How a model is brought into memory.
@@ -62,8 +65,8 @@ pub enum Checkpointing {
 pub struct Input {
     ids: Tensor,
     positions: Tensor,
-    /// Of the documents and the filler.
-    seqlens: Seqlens,
+    /// With the filler.
+    documents: Documents,
     tokens: i64,
 }
 
@@ -78,7 +81,7 @@ impl Input {
 /// made for each number of rows they meet, and a run whose batches all differ would make and keep thousands of them.
 const TILE: usize = torch_ext::head::TILE as usize;
 
-/// A decoder-only transformer with its language-model head.
+/// A decoder-only transformer with its output layer.
 #[derive(Debug)]
 pub struct Decoder {
     config: ModelConfig,
@@ -89,7 +92,9 @@ pub struct Decoder {
     layers: Vec<Layer>,
     final_norm: Norm,
     /// `[V, D]`; the embedding where tied.
-    head: Tensor,
+    head: Option<Tensor>,
+    /// `[1, D]`.
+    score: Option<Tensor>,
     training: bool,
     checkpointing: Checkpointing,
     /// Each so many layers are checkpointed.
@@ -109,42 +114,51 @@ impl Decoder {
     pub fn init(config: &ModelConfig, seed: u64, options: &LoadOptions) -> Result<Self> {
         let layout = layout(config);
         let mut params = allocate(&layout, options);
-        let mut values = Vec::new();
         for (b, block) in layout.blocks.iter().enumerate() {
             for (p, part) in block.parts.iter().enumerate() {
-                let value = match part.init {
-                    Init::Ones => Tensor::ones(&part.shape, (Kind::Float, Device::Cpu)),
-                    Init::Zeros => Tensor::zeros(&part.shape, (Kind::Float, Device::Cpu)),
-                    Init::Normal(std) => {
-                        values.resize(part.shape.iter().product::<i64>() as usize, 0.0);
-                        Philox::new(seed).fill_normal(stream_of(&part.name), std, &mut values);
-                        Tensor::f_from_slice(&values)?.view(part.shape.as_slice())
-                    }
-                };
-                params.fill(b, p, &value);
+                params.fill(b, p, &start_of(part, seed)?);
             }
         }
         params.refresh_compute();
         Ok(Self::assemble(config.clone(), &layout, params))
     }
 
-    /// Reads `config.json` and the safetensors files of a Hugging Face directory.
+    /// Reads `config.json` and the safetensors files of a Hugging Face directory: a causal language model, or a reward
+    /// model (a sequence classifier of one label).
     ///
     /// # Errors
     /// All problems of the config at once; all tensors that are missing, unexpected or of another shape at once;
     /// damaged files by name.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Self> {
-        let config = ModelConfig::from_dir(dir)?;
+        let head = ModelConfig::from_dir(dir)?.head;
+        Self::load_as(dir, head, 0, options)
+    }
+
+    /// Reads a Hugging Face directory as a model with another output layer: a score that its files lack starts as in
+    /// [`init`](Self::init), from `seed`; a head that is not wanted is left out.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and for a language-model head that the files lack.
+    pub fn load_as(dir: &Path, head: Head, seed: u64, options: &LoadOptions) -> Result<Self> {
+        let mut config = ModelConfig::from_dir(dir)?;
+        let given = config.head;
+        if head != given {
+            config.set_head(head);
+        }
         let layout = layout(&config);
         let files = WeightFiles::open(dir)?;
         let mut params = allocate(&layout, options);
-        files.fill(dir, &config, &layout, &mut params)?;
+        files.fill(dir, (&config, given), &layout, &mut params, |part| start_of(part, seed))?;
         Ok(Self::assemble(config, &layout, params))
     }
 
     fn assemble(config: ModelConfig, layout: &ModelLayout, params: Params) -> Self {
         let embedding = params.leaf(layout.embedding);
-        let head = layout.lm_head.map_or_else(|| embedding.shallow_clone(), |id| params.leaf(id));
+        let head = match layout.lm_head {
+            Some(id) => Some(params.leaf(id)),
+            None => config.head.has_language_model().then(|| embedding.shallow_clone()),
+        };
+        let score = layout.score.map(|id| params.leaf(id));
         let layers = layout
             .layers
             .iter()
@@ -158,6 +172,7 @@ impl Decoder {
             embedding_dropout: config.dropout.embedding,
             embedding,
             head,
+            score,
             layers,
             config,
             params,
@@ -173,7 +188,9 @@ impl Decoder {
     /// The weights are the fp32 masters (compute copies of a frozen model) rounded once to `dtype`.
     pub fn save(&self, dir: &Path, dtype: Precision, max_shard_bytes: u64) -> Result<Vec<PathBuf>> {
         fs_err::create_dir_all(dir)?;
-        let mut written = weights::write(dir, self.params.iter(), dtype, max_shard_bytes)?;
+        let kept = |name: &str| self.config.head != Head::LanguageModelAndScore || name != SCORE;
+        let tensors = self.params.iter().filter(|(name, _)| kept(name));
+        let mut written = weights::write(dir, tensors, dtype, max_shard_bytes)?;
         let config = self.config.to_hf_json(dtype);
         let mut text = serde_json::to_vec_pretty(&config).map_err(std::io::Error::from)?;
         text.push(b'\n');
@@ -241,32 +258,59 @@ impl Decoder {
     /// A token id outside the vocabulary, a position beyond `max_position_embeddings` (both numbers named), lengths that
     /// disagree.
     pub fn input(&self, ids: &[i64], positions: &[i64], cu_seqlens: &[i64]) -> Result<Input> {
+        check_total(cu_seqlens, ids.len(), "ids")?;
+        let row = self.filled(ids, positions)?;
+        let mut cu = cu_seqlens.to_vec();
+        cu.extend(row.fillers.iter().map(|filler| filler.end));
+        row.input(Documents::plain(cu)?, self.device())
+    }
+
+    /// As [`input`](Self::input), for prompts with several continuations each: a prompt's tokens are in `ids` once, a
+    /// continuation's positions go on from it, and `expand` lists the tokens of all documents, each of which is a prompt
+    /// with one of its continuations, as indices into `ids`. `cu_seqlens` holds the starts of these documents.
+    ///
+    /// What comes out for a token is what it would be in a row of whole documents, but for rounding: a token sees
+    /// its own prompt and continuation, and of copies of a prompt the first speaks for all.
+    ///
+    /// # Errors
+    /// As [`input`](Self::input); a token that is in no document.
+    pub fn branched_input(
+        &self,
+        ids: &[i64],
+        positions: &[i64],
+        cu_seqlens: &[i64],
+        expand: &[i64],
+    ) -> Result<Input> {
+        check_total(cu_seqlens, expand.len(), "places")?;
+        let row = self.filled(ids, positions)?;
+        let (mut cu, mut expand) = (cu_seqlens.to_vec(), expand.to_vec());
+        for filler in &row.fillers {
+            expand.extend(filler.clone());
+            cu.push(expand.len() as i64);
+        }
+        let documents = Documents::spread(cu, &expand, row.ids.len(), self.device())?;
+        row.input(documents, self.device())
+    }
+
+    /// The checked row with the documents that fill it up to whole tiles.
+    fn filled(&self, ids: &[i64], positions: &[i64]) -> Result<FilledRow> {
         self.check(ids, positions)?;
-        let seqlens = Seqlens::new(cu_seqlens.to_vec())?;
-        if seqlens.total() as usize != ids.len() {
-            let (total, len) = (seqlens.total(), ids.len());
-            return Err(Error::Input(format!(
-                "cu_seqlens ends at {total} but there are {len} ids"
-            )));
-        }
-        let (mut ids, mut positions, mut cu) =
-            (ids.to_vec(), positions.to_vec(), cu_seqlens.to_vec());
         let tokens = ids.len();
-        let filled = tokens.next_multiple_of(TILE);
-        let room = self.config.max_position_embeddings;
-        while ids.len() < filled {
-            let filler = (filled - ids.len()).min(room as usize);
-            ids.resize(ids.len() + filler, 0);
-            positions.extend(0..filler as i64);
-            cu.push(ids.len() as i64);
-        }
-        let device = self.device();
-        Ok(Input {
-            ids: Tensor::f_from_slice(&ids)?.to_device(device),
-            positions: Tensor::f_from_slice(&positions)?.to_device(device),
-            seqlens: Seqlens::new(cu)?,
+        let mut row = FilledRow {
+            ids: ids.to_vec(),
+            positions: positions.to_vec(),
+            fillers: Vec::new(),
             tokens: tokens as i64,
-        })
+        };
+        let room = self.config.max_position_embeddings as usize;
+        while !row.ids.len().is_multiple_of(TILE) {
+            let start = row.ids.len();
+            let end = (start + room).min(tokens.next_multiple_of(TILE));
+            row.ids.resize(end, 0);
+            row.positions.extend(0..(end - start) as i64);
+            row.fillers.push(start as i64..end as i64);
+        }
+        Ok(row)
     }
 
     pub(crate) fn check(&self, ids: &[i64], positions: &[i64]) -> Result<()> {
@@ -297,11 +341,11 @@ impl Decoder {
             let chosen = index % self.checkpointing_interval == 0;
             let checkpointing = if chosen { self.checkpointing } else { Checkpointing::None };
             if checkpointing == Checkpointing::Layer {
-                hidden = self.checkpointed(layer, &hidden, rotation.as_ref(), &input.seqlens)?;
+                hidden = self.checkpointed(layer, &hidden, rotation.as_ref(), &input.documents)?;
                 continue;
             }
             let mut attend = |q: &Tensor, k: &Tensor, v: &Tensor, options: &Varlen| {
-                Ok(varlen(q, k, v, &input.seqlens, options)?)
+                input.documents.attend(q, k, v, options)
             };
             let (rotation, training) = (rotation.as_ref(), self.training);
             hidden = layer.attention_half(&hidden, rotation, training, &mut attend)?;
@@ -321,13 +365,13 @@ impl Decoder {
         layer: &Layer,
         hidden: &Tensor,
         rotation: Option<&Rotation>,
-        seqlens: &Seqlens,
+        documents: &Documents,
     ) -> Result<Tensor> {
         let (inner, training) = (layer.share(), self.training);
-        let (rotation, seqlens) = (rotation.map(Rotation::share), seqlens.clone());
+        let (rotation, documents) = (rotation.map(Rotation::share), documents.share());
         let run = move |inputs: &[Tensor]| {
             let mut attend = |q: &Tensor, k: &Tensor, v: &Tensor, options: &Varlen| {
-                Ok(varlen(q, k, v, &seqlens, options)?)
+                documents.attend(q, k, v, options)
             };
             Ok(vec![inner.forward(&inputs[0], rotation.as_ref(), training, &mut attend)?])
         };
@@ -382,14 +426,72 @@ impl Decoder {
 
     /// Weight `[V, D]` and bias `[V]` of the language-model head, for a fused loss. The weight is the leaf that
     /// gradients go to (the embedding where tied).
-    pub fn head(&self) -> (Tensor, Option<Tensor>) {
-        (self.head.shallow_clone(), None)
+    ///
+    /// # Errors
+    /// The model is a reward model.
+    pub fn head(&self) -> Result<(Tensor, Option<Tensor>)> {
+        let head = self.head.as_ref().ok_or(Error::NoLanguageModel)?;
+        Ok((head.shallow_clone(), None))
     }
 
     /// Logits `[.., V]` of hidden states `[.., D]`, in the compute precision.
-    pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        hidden.linear(&self.head, None::<&Tensor>)
+    ///
+    /// # Errors
+    /// The model is a reward model.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(hidden.linear(&self.head()?.0, None::<&Tensor>))
     }
+
+    /// Scores `[N]` of hidden states `[N, D]`: fp32, whatever the compute precision.
+    ///
+    /// # Errors
+    /// The model has no score.
+    pub fn scores(&self, hidden: &Tensor) -> Result<Tensor> {
+        let score = self.score.as_ref().ok_or(Error::NoScore)?;
+        let product = hidden.to_kind(Kind::Float).f_matmul(&score.to_kind(Kind::Float).tr())?;
+        Ok(product.squeeze_dim(-1))
+    }
+}
+
+/// What [`Decoder::filled`] makes.
+struct FilledRow {
+    ids: Vec<i64>,
+    positions: Vec<i64>,
+    /// Index ranges of the documents that nothing reads.
+    fillers: Vec<Range<i64>>,
+    /// Without them.
+    tokens: i64,
+}
+
+impl FilledRow {
+    fn input(self, documents: Documents, device: Device) -> Result<Input> {
+        Ok(Input {
+            ids: Tensor::f_from_slice(&self.ids)?.to_device(device),
+            positions: Tensor::f_from_slice(&self.positions)?.to_device(device),
+            documents,
+            tokens: self.tokens,
+        })
+    }
+}
+
+fn check_total(cu_seqlens: &[i64], count: usize, what: &str) -> Result<()> {
+    let total = cu_seqlens.last().copied().unwrap_or(0);
+    if total as usize == count {
+        return Ok(());
+    }
+    Err(Error::Input(format!("cu_seqlens ends at {total} but there are {count} {what}")))
+}
+
+/// What a parameter is in a fresh model: of the parameter's name and `seed` alone.
+fn start_of(part: &PartSpec, seed: u64) -> Result<Tensor> {
+    let std = match part.init {
+        Init::Ones => return Ok(Tensor::f_ones(&part.shape, (Kind::Float, Device::Cpu))?),
+        Init::Zeros => return Ok(Tensor::f_zeros(&part.shape, (Kind::Float, Device::Cpu))?),
+        Init::Normal(std) => std,
+    };
+    let mut values = vec![0.0; part.shape.iter().product::<i64>() as usize];
+    Philox::new(seed).fill_normal(stream_of(&part.name), std, &mut values);
+    Ok(Tensor::f_from_slice(&values)?.view(part.shape.as_slice()))
 }
 
 fn allocate(layout: &ModelLayout, options: &LoadOptions) -> Params {

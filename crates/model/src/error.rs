@@ -36,6 +36,16 @@ pub enum Error {
     /// Token ids, positions or document starts that this model cannot take.
     #[error("{0}")]
     Input(String),
+    /// Logits are asked of a reward model.
+    #[error(
+        "this is a reward model, which has no language-model head; give a causal language model (`...ForCausalLM`)"
+    )]
+    NoLanguageModel,
+    /// Scores are asked of a language model.
+    #[error(
+        "this is a language model, which has no score; give a reward model (`...ForSequenceClassification` with one label)"
+    )]
+    NoScore,
     /// A generation request or its settings are invalid.
     #[error("{0}")]
     Request(String),

@@ -4,7 +4,7 @@
 //! row ranges of which are the tensors that Hugging Face knows. Files, optimiser and PEFT see the parts by name; the
 //! forward pass sees the block.
 
-use crate::config::{Architecture, ModelConfig};
+use crate::config::{Architecture, ModelConfig, SCORE};
 
 /// How a tensor starts in a model made from a config alone.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -78,6 +78,8 @@ pub(crate) struct ModelLayout {
     pub(crate) final_norm: Affine,
     /// The untied `lm_head`; `None` where the embedding serves.
     pub(crate) lm_head: Option<BlockId>,
+    /// `score`, where the model has one.
+    pub(crate) score: Option<BlockId>,
 }
 
 /// Collects blocks and hands out their ids.
@@ -129,7 +131,7 @@ impl Builder {
     }
 }
 
-/// The blocks of the causal language model that `config` describes.
+/// The blocks of the model that `config` describes.
 pub(crate) fn layout(config: &ModelConfig) -> ModelLayout {
     let builder = Builder { blocks: Vec::new(), std: config.initializer_range };
     match config.architecture {
@@ -170,7 +172,16 @@ fn gpt2(mut b: Builder, config: &ModelConfig) -> ModelLayout {
         .collect();
     let final_norm = b.norm("transformer.ln_f", width, true);
     let lm_head = lm_head(&mut b, config);
-    ModelLayout { blocks: b.blocks, embedding, position_embedding, layers, final_norm, lm_head }
+    let score = score(&mut b, config);
+    ModelLayout {
+        blocks: b.blocks,
+        embedding,
+        position_embedding,
+        layers,
+        final_norm,
+        lm_head,
+        score,
+    }
 }
 
 fn llama(mut b: Builder, config: &ModelConfig) -> ModelLayout {
@@ -212,6 +223,7 @@ fn llama(mut b: Builder, config: &ModelConfig) -> ModelLayout {
         .collect();
     let final_norm = b.norm("model.norm", width, false);
     let lm_head = lm_head(&mut b, config);
+    let score = score(&mut b, config);
     ModelLayout {
         blocks: b.blocks,
         embedding,
@@ -219,11 +231,21 @@ fn llama(mut b: Builder, config: &ModelConfig) -> ModelLayout {
         layers,
         final_norm,
         lm_head,
+        score,
     }
 }
 
 fn lm_head(b: &mut Builder, config: &ModelConfig) -> Option<BlockId> {
     let init = Init::Normal(config.initializer_range);
     let shape = [config.vocab_size, config.hidden_size];
-    (!config.tie_word_embeddings).then(|| b.single("lm_head.weight".into(), &shape, init))
+    let own = config.head.has_language_model() && !config.tie_word_embeddings;
+    own.then(|| b.single("lm_head.weight".into(), &shape, init))
+}
+
+/// Starts with a deviation of `1 / sqrt(D + 1)`: scores of about unit size (Stiennon et al. 2020, arXiv:2009.01325, and the
+/// code of Ziegler et al. 2019, arXiv:1909.08593).
+fn score(b: &mut Builder, config: &ModelConfig) -> Option<BlockId> {
+    let init = Init::Normal(1.0 / ((config.hidden_size + 1) as f64).sqrt());
+    let has = config.head.has_score();
+    has.then(|| b.single(SCORE.into(), &[1, config.hidden_size], init))
 }

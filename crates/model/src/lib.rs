@@ -23,7 +23,7 @@ mod random;
 mod testing;
 pub mod weights;
 
-pub use config::{Architecture, ModelConfig};
+pub use config::{Architecture, Head, ModelConfig};
 pub use decoder::{Checkpointing, Decoder, Input, LoadOptions};
 pub use error::{Error, Result};
 pub use params::{Params, Trainable};

@@ -31,7 +31,7 @@ pub fn next_token_loss(decoder: &Decoder, batch: &FlatBatch) -> anyhow::Result<L
     let mut rows = batch.target_rows.clone();
     rows.resize(rows.len().next_multiple_of(TILE as usize), 0);
     let hidden = decoder.hidden(&input)?.index_select(0, &on_device(&rows));
-    let (weight, bias) = decoder.head();
+    let (weight, bias) = decoder.head()?;
     let targets = on_device(&batch.target_ids);
     let NextToken { loss_sum, correct, entropy_sum } =
         next_token(&hidden, &weight, bias.as_ref(), &targets)?;

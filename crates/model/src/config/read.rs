@@ -1,6 +1,6 @@
 //! From the JSON object to [`ModelConfig`], collecting every problem.
 
-use super::{Activation, Architecture, Dropout, ModelConfig, rope};
+use super::{Activation, Architecture, Dropout, Head, ModelConfig, rope};
 use crate::error::Problems;
 use serde_json::{Map, Value};
 
@@ -203,6 +203,32 @@ fn architecture(map: &Map<String, Value>) -> Result<Architecture, Problems> {
     Err(Problems(vec![problem]))
 }
 
+/// The output layer, by the class that `architectures` names.
+fn head(keys: &mut Keys<'_>) -> Head {
+    let class = keys.value("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
+    if !class.is_some_and(|class| class.ends_with("ForSequenceClassification")) {
+        return Head::LanguageModel;
+    }
+    let labels = match (keys.value("num_labels").and_then(Value::as_u64), keys.object("id2label")) {
+        (Some(count), _) => count as usize,
+        (None, Some(labels)) => labels.len(),
+        // What transformers takes where there is neither.
+        (None, None) => 2,
+    };
+    if labels != 1 {
+        keys.problem(format!(
+            "a classifier of {labels} labels is not supported: a reward model has one (`id2label` with one entry)"
+        ));
+    }
+    Head::Score
+}
+
+fn score_statistics(keys: &mut Keys<'_>) -> Option<(f64, f64)> {
+    keys.value("score_mean")?;
+    let mean = keys.float("score_mean", None, f64::MIN, f64::MAX);
+    Some((mean, keys.float("score_std", None, 0.0, f64::MAX)))
+}
+
 /// Reads a whole config.
 pub(super) fn config(value: &Value) -> Result<ModelConfig, Problems> {
     let Value::Object(map) = value else {
@@ -240,6 +266,7 @@ fn gpt2(keys: &mut Keys<'_>) -> ModelConfig {
         .collect();
     ModelConfig {
         architecture: Architecture::Gpt2,
+        head: head(keys),
         vocab_size: keys.int("vocab_size", None, 1),
         hidden_size,
         intermediate_size: keys.int("n_inner", Some(4 * hidden_size), 1),
@@ -267,6 +294,7 @@ fn gpt2(keys: &mut Keys<'_>) -> ModelConfig {
         bos_token_id: keys.token("bos_token_id"),
         eos_token_ids: keys.tokens("eos_token_id"),
         pad_token_id: keys.token("pad_token_id"),
+        score_statistics: score_statistics(keys),
         raw: keys.map.clone(),
     }
 }
@@ -295,6 +323,7 @@ fn llama(keys: &mut Keys<'_>, architecture: Architecture) -> ModelConfig {
     let windows = windows(keys, architecture, num_hidden_layers);
     ModelConfig {
         architecture,
+        head: head(keys),
         vocab_size: keys.int("vocab_size", None, 1),
         hidden_size,
         intermediate_size: keys.int("intermediate_size", None, 1),
@@ -325,6 +354,7 @@ fn llama(keys: &mut Keys<'_>, architecture: Architecture) -> ModelConfig {
         bos_token_id: keys.token("bos_token_id"),
         eos_token_ids: keys.tokens("eos_token_id"),
         pad_token_id: keys.token("pad_token_id"),
+        score_statistics: score_statistics(keys),
         raw: keys.map.clone(),
     }
 }

@@ -255,7 +255,7 @@ fn written_config_means_the_same_and_keeps_unknown_keys() {
         for (key, value) in source.as_object().unwrap() {
             assert_eq!(&written[key], value, "{architecture:?} {key}");
         }
-        assert_eq!(written["architectures"], json!([architecture.causal_lm_class()]));
+        assert_eq!(written["architectures"], json!([architecture.class(Head::LanguageModel)]));
         assert_eq!(written["torch_dtype"], "bfloat16");
         let again = ModelConfig::from_json(&written).unwrap();
         assert_eq!(again.to_hf_json(Precision::Bf16), written);

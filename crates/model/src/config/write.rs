@@ -21,7 +21,7 @@ impl ModelConfig {
     pub fn to_hf_json(&self, dtype: Precision) -> Value {
         let mut map = self.raw.clone();
         map.insert("model_type".into(), self.architecture.model_type().into());
-        map.insert("architectures".into(), json!([self.architecture.causal_lm_class()]));
+        map.insert("architectures".into(), json!([self.architecture.class(self.head)]));
         // transformers 5 writes `dtype`; versions before 4.56 know `torch_dtype` only, which later ones still read.
         let dtype_key = if map.contains_key("dtype") { "dtype" } else { "torch_dtype" };
         map.insert(dtype_key.into(), dtype.torch_name().into());

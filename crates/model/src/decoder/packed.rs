@@ -27,7 +27,7 @@ impl Decoder {
         }
         drop(before);
         let layers = self.layers.iter().map(|layer| layer.pack(rows)).collect::<Result<_>>()?;
-        let head = linear::Packed::new(&self.head, rows)?;
+        let head = linear::Packed::new(&self.head()?.0, rows)?;
         Ok(Some(Packed { layers, head, version }))
     }
 }

@@ -1,3 +1,4 @@
+mod heads;
 mod reference;
 
 use super::*;
@@ -29,7 +30,7 @@ fn run(
     probe: &Tensor,
 ) -> (Tensor, Vec<Tensor>) {
     let input = row(decoder, ids, lens);
-    let logits = decoder.logits(&decoder.hidden(&input).unwrap());
+    let logits = decoder.logits(&decoder.hidden(&input).unwrap()).unwrap();
     decoder.params_mut().clear_grads().unwrap();
     autograd::backward(&(&logits * probe).sum(Kind::Float)).unwrap();
     decoder.params_mut().gather_grads().unwrap();
@@ -42,7 +43,8 @@ fn logits_equal_an_independent_computation_for_every_family() {
     for architecture in Architecture::ALL {
         let decoder = tiny(architecture, &LoadOptions::default());
         let ids = token_ids(23, 61, 3);
-        let logits = decoder.logits(&decoder.hidden(&row(&decoder, &ids, &[14, 9])).unwrap());
+        let logits =
+            decoder.logits(&decoder.hidden(&row(&decoder, &ids, &[14, 9])).unwrap()).unwrap();
         let reference = Reference::new(decoder.config(), decoder.params());
         let mut expected = reference.logits(&ids[..14]);
         expected.extend(reference.logits(&ids[14..]));
@@ -66,7 +68,7 @@ fn variants_equal_an_independent_computation() {
         let config = ModelConfig::from_json(&json).unwrap();
         let decoder = randomised(&config, &LoadOptions::default());
         let ids = token_ids(11, 61, 4);
-        let logits = decoder.logits(&decoder.hidden(&row(&decoder, &ids, &[11])).unwrap());
+        let logits = decoder.logits(&decoder.hidden(&row(&decoder, &ids, &[11])).unwrap()).unwrap();
         let expected = Reference::new(&config, decoder.params()).logits(&ids);
         let flat: Vec<f64> = expected.into_iter().flatten().collect();
         let expected = Tensor::from_slice(&flat).view([11, 61]);
@@ -158,7 +160,7 @@ fn gradients_equal_finite_differences() {
                 let mut weight = decoder.params().get(name).unwrap();
                 let _ = no_grad(|| weight.g_add_(&(grad * (factor / norm))));
                 let hidden = decoder.hidden(&row(&decoder, &ids, &lens)).unwrap();
-                (decoder.logits(&hidden) * &probe).sum(Kind::Double).double_value(&[])
+                (decoder.logits(&hidden).unwrap() * &probe).sum(Kind::Double).double_value(&[])
             };
             let (up, down) = (loss(step), loss(-2.0 * step));
             loss(step);
@@ -310,7 +312,8 @@ fn half_precision_computes_in_its_kind_and_accumulates_gradients_in_fp32() {
             assert!(ratio < 0.06, "{precision}: {ratio}");
         }
         // A second micro-batch adds up in fp32, exactly twice the first.
-        let logits = decoder.logits(&decoder.hidden(&row(&decoder, &ids, &[11, 7])).unwrap());
+        let logits =
+            decoder.logits(&decoder.hidden(&row(&decoder, &ids, &[11, 7])).unwrap()).unwrap();
         autograd::backward(&(&logits * &probe).sum(Kind::Float)).unwrap();
         decoder.params_mut().gather_grads().unwrap();
         for (twice, once) in decoder.params_mut().trainable().iter().zip(&once) {
@@ -374,7 +377,7 @@ fn only_the_chosen_parameters_train() {
 fn a_tied_head_shares_the_embedding_and_its_gradient() {
     let mut decoder = tiny(Architecture::Llama, &TRAINABLE);
     let hidden = decoder.hidden(&row(&decoder, &[5, 6], &[2])).unwrap();
-    let (weight, bias) = decoder.head();
+    let (weight, bias) = decoder.head().unwrap();
     assert!(bias.is_none());
     assert_eq!(weight.size(), [61, 16]);
     autograd::backward(&hidden.linear(&weight, None::<&Tensor>).sum(Kind::Float)).unwrap();

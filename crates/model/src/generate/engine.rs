@@ -38,8 +38,9 @@ impl<'a> Engine<'a> {
     /// Memory for the cache is taken by the first [`generate`](Self::generate), as much as its requests need.
     ///
     /// # Errors
-    /// If either is 0 or `max_len` is beyond the model's `max_position_embeddings`.
+    /// If either is 0 or `max_len` is beyond the model's `max_position_embeddings`; for a reward model.
     pub fn new(decoder: &'a Decoder, max_rows: usize, max_len: usize) -> Result<Self> {
+        let _ = decoder.head()?;
         let positions = decoder.config().max_position_embeddings as usize;
         if max_rows == 0 || max_len == 0 {
             return Err(Error::Request("an engine needs at least one row and one token".into()));
@@ -327,7 +328,7 @@ impl<'t> Run<'_, '_, 't> {
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         match self.packed {
             Some(packed) => packed.logits(hidden),
-            None => Ok(self.decoder.logits(hidden)),
+            None => self.decoder.logits(hidden),
         }
     }
 

@@ -25,7 +25,8 @@ fn generate(
 /// Log-probabilities of the next token after `ids`, from a whole forward pass without a cache, in f64.
 fn next_logprobs(decoder: &Decoder, ids: &[i64], temperature: f64) -> Vec<f64> {
     let hidden = no_grad(|| decoder.hidden(&row(decoder, ids, &[ids.len()]))).unwrap();
-    let logits = decoder.logits(&hidden.slice(0, -1, None, 1)).to_kind(Kind::Double) / temperature;
+    let logits =
+        decoder.logits(&hidden.slice(0, -1, None, 1)).unwrap().to_kind(Kind::Double) / temperature;
     Vec::try_from(&logits.log_softmax(-1, Kind::Double).flatten(0, -1)).unwrap()
 }
 

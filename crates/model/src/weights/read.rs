@@ -1,9 +1,9 @@
 //! Memory-mapped reading.
 
 use super::{aliases, is_buffer, kind};
-use crate::config::ModelConfig;
+use crate::config::{Head, ModelConfig, SCORE};
 use crate::error::{Error, Problems, Result};
-use crate::layout::ModelLayout;
+use crate::layout::{ModelLayout, PartSpec};
 use crate::params::Params;
 use memmap2::Mmap;
 use safetensors::tensor::{Metadata, SafeTensorError, TensorInfo};
@@ -148,18 +148,24 @@ impl WeightFiles {
         Ok(Tensor::f_from_data_size(bytes, &shape, kind)?)
     }
 
-    /// Sets all of `params` from these files.
+    /// Sets all of `params` from these files, which hold a model with the head `given`. A score that they lack becomes
+    /// what `fresh` gives; a language-model head that `config` does not have is left out.
     pub(crate) fn fill(
         &self,
         dir: &Path,
-        config: &ModelConfig,
+        (config, given): (&ModelConfig, Head),
         layout: &ModelLayout,
         params: &mut Params,
+        fresh: impl Fn(&PartSpec) -> Result<Tensor>,
     ) -> Result<()> {
-        let sources = self.resolve(dir, config, layout)?;
+        let sources = self.resolve(dir, (config, given), layout)?;
         for (b, block) in layout.blocks.iter().enumerate() {
             for (p, part) in block.parts.iter().enumerate() {
-                params.fill(b, p, &self.tensor(sources[part.name.as_str()])?);
+                let value = match sources.get(part.name.as_str()) {
+                    Some(source) => self.tensor(source)?,
+                    None => fresh(part)?,
+                };
+                params.fill(b, p, &value);
             }
         }
         params.refresh_compute();
@@ -170,7 +176,7 @@ impl WeightFiles {
     fn resolve<'a>(
         &'a self,
         dir: &Path,
-        config: &ModelConfig,
+        (config, given): (&ModelConfig, Head),
         layout: &'a ModelLayout,
     ) -> Result<HashMap<&'a str, &'a str>> {
         let mut sources = HashMap::new();
@@ -180,6 +186,9 @@ impl WeightFiles {
                 .into_iter()
                 .find_map(|alias| Some((alias, self.info(alias)?.1)));
             let Some((alias, info)) = found else {
+                if part.name == SCORE && !given.has_score() {
+                    continue;
+                }
                 missing.push(format!("missing: {} {:?}", part.name, part.shape));
                 continue;
             };
@@ -197,7 +206,7 @@ impl WeightFiles {
         let used: std::collections::HashSet<&str> = sources.values().copied().collect();
         for name in self.names().filter(|name| !used.contains(name)) {
             let shape = self.shape(name).unwrap_or_default();
-            if is_buffer(name, shape) {
+            if is_buffer(name, shape) || is_left_out(name, config.head) {
                 continue;
             }
             if config.tie_word_embeddings && name == "lm_head.weight" {
@@ -234,6 +243,11 @@ impl WeightFiles {
         }
         Ok(())
     }
+}
+
+/// Whether a tensor is of an output layer that the model is to be without.
+fn is_left_out(name: &str, head: Head) -> bool {
+    (name == "lm_head.weight" && !head.has_language_model()) || (name == SCORE && !head.has_score())
 }
 
 /// Adds a list of problems, only the first of a long one in full.

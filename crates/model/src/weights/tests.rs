@@ -11,7 +11,7 @@ const WHOLE: u64 = u64::MAX;
 
 fn logits(decoder: &Decoder) -> Tensor {
     let ids = token_ids(10, 61, 3);
-    decoder.logits(&decoder.hidden(&row(decoder, &ids, &[6, 4])).unwrap())
+    decoder.logits(&decoder.hidden(&row(decoder, &ids, &[6, 4])).unwrap()).unwrap()
 }
 
 fn load(dir: &Path) -> crate::Result<Decoder> {
