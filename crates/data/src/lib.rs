@@ -15,5 +15,6 @@ pub mod dataset;
 pub mod encode;
 pub mod format;
 pub mod records;
+pub mod rule;
 pub mod template;
 pub mod tokenizer;

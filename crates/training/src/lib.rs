@@ -4,7 +4,7 @@
 //! - [`plan`]: from those tables to a checked plan, without a tensor.
 //! - [`supervised`]: the loop over a fixed set of rows, which exists once.
 //! - [`loss`]: from a micro-batch to what the loop minimises.
-//! - [`optimizer`], [`schedule`]: AdamW, the loss scale, the learning rate's course.
+//! - [`update`], [`optimizer`], [`schedule`]: an optimiser step, AdamW, the loss scale, the learning rate's course.
 //! - [`checkpoint`]: all a run needs to go on as if it had never stopped.
 //! - [`evaluate`](mod@evaluate), [`respond`](mod@respond): the loss on held-out rows, answers to held-out prompts.
 //! - [`stage_run`]: what every training stage does around its loop.
@@ -23,3 +23,4 @@ pub mod stage_run;
 pub mod supervised;
 #[cfg(test)]
 mod testing;
+pub mod update;

@@ -152,6 +152,12 @@ impl AdamW {
         self.plain.step(&vectors, &options)
     }
 
+    /// What gradients are clipped to.
+    #[must_use]
+    pub fn max_grad_norm(&self) -> Option<f64> {
+        self.settings.max_grad_norm
+    }
+
     /// Every piece of state by name: `exp_avg.<weight>`, `exp_avg_sq.<weight>`, `step.<weight>`, all fp32; of moments in 8
     /// bits the first two are u8 codes, with `exp_avg_absmax.<weight>` and `exp_avg_sq_absmax.<weight>` beside them. The
     /// tensors share storage with the state.

@@ -21,14 +21,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use stage::{Context, ErrorExt as _, Interrupted, Results};
 use tch::{Kind, Tensor};
-use torch_ext::{autograd, foreach};
+use torch_ext::autograd;
 
 use crate::checkpoint;
 use crate::evaluate::{EvalResult, Validation, evaluate};
 use crate::loss::LossFn;
 use crate::meter::Meter;
-use crate::optimizer::{AdamW, LossScale, clip_factor};
+use crate::optimizer::{AdamW, LossScale};
 use crate::settings::Train;
+use crate::update::{Applied, apply};
 
 const OPTIMIZER: &str = "optimizer.safetensors";
 const WEIGHTS: &str = "model.safetensors";
@@ -199,28 +200,10 @@ impl<'a> Run<'a> {
         let precision = self.decoder.precision();
         let mut loss_scale = self.state.loss_scale.unwrap_or_else(|| LossScale::new(precision));
         let (names, sums) = self.accumulate(step, loss_scale.scale)?;
-        let trainable = self.decoder.params_mut().trainable();
-        let grads: Vec<&Tensor> = trainable.iter().map(|weight| &weight.grad).collect();
-        let norm = foreach::norm(&grads)?.to_kind(Kind::Double);
-        // The one value that is waited for: everything about the step at once.
-        let values: Vec<f64> = Vec::try_from(Tensor::cat(&[norm.view(1), sums], 0))?;
-        let (norm, loss, metrics) = (values[0] / loss_scale.scale, values[1], &values[2..]);
-        let finite = norm.is_finite() && loss.is_finite();
         let factor = settings.schedule.factor(self.state.step, self.plan.total_steps);
-        if finite {
-            let shrink = clip_factor(norm, settings.optimizer.max_grad_norm) / loss_scale.scale;
-            if shrink != 1.0 {
-                foreach::mul_(&grads, shrink)?;
-            }
-            self.optimizer.step(&trainable, factor)?;
-        }
-        drop(grads);
-        drop(trainable);
-        if finite {
-            self.decoder.params_mut().refresh_compute();
-        }
-        self.decoder.params_mut().clear_grads()?;
-        loss_scale.update(precision, finite);
+        let Applied { grad_norm, sums, finite } =
+            apply(self.decoder, &mut self.optimizer, factor, &mut loss_scale, &sums)?;
+        let (loss, metrics) = (sums[0], &sums[1..]);
 
         let state = &mut self.state;
         state.loss_scale = Some(loss_scale);
@@ -228,7 +211,7 @@ impl<'a> Run<'a> {
         state.cursor = self.batches.cursor();
         state.num_tokens += step.num_tokens as u64;
         self.learning_rate = settings.optimizer.learning_rate * factor;
-        self.grad_norm = norm;
+        self.grad_norm = grad_norm;
         if finite {
             state.skipped_in_a_row = 0;
             let targets = step.num_targets as u64;
