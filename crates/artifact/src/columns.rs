@@ -16,12 +16,16 @@ pub const COMPLETION: &str = "completion";
 pub const CHOSEN: &str = "chosen";
 /// The other response of a pair, `utf8`.
 pub const REJECTED: &str = "rejected";
-/// Token ids of prompt and preferred response, `list<int32>`.
+/// Token ids of what both responses of a pair follow, `list<int32>`.
+pub const PROMPT_IDS: &str = "prompt_ids";
+/// Token ids of the preferred response alone, `list<int32>`.
 pub const CHOSEN_IDS: &str = "chosen_ids";
-/// Token ids of prompt and other response, `list<int32>`.
+/// Token ids of the other response alone, `list<int32>`.
 pub const REJECTED_IDS: &str = "rejected_ids";
 /// By how much `chosen` is preferred, `float32`.
 pub const MARGIN: &str = "margin";
+/// How likely it is that `chosen` is the better one, from 0 to 1, `float32`.
+pub const PROBABILITY: &str = "probability";
 /// The right answer to a prompt, where there is one, `utf8`.
 pub const ANSWER: &str = "answer";
 /// The rule that judges a response, as JSON, `utf8`.

@@ -14,7 +14,7 @@
 //! | [`digest`] | SHA-256 of files and directories |
 //! | [`guard`] | panics of libraries on damaged input |
 //! | [`mod@columns`] | the names of Parquet columns |
-//! | [`tokens`] | token rows: Parquet with tokenizer and counts in the footer |
+//! | [`tokens`], [`pairs`] | token rows and pair rows: Parquet with tokenizer and counts in the footer |
 //! | [`rows`], [`prompts`] | tables of text and numbers |
 //! | [`manifest`], [`run_dir`], [`chain`] | the run directory, its record, and checking it |
 
@@ -26,10 +26,12 @@ mod error;
 pub mod guard;
 pub mod manifest;
 pub mod mmap;
+pub mod pairs;
 mod parquet_file;
 pub mod prompts;
 pub mod rows;
 pub mod run_dir;
+mod token_file;
 pub mod tokens;
 
 pub use chain::{check_input, verify_chain};

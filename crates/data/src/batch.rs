@@ -1,28 +1,34 @@
 //! Flat, padding-free batches.
 //!
 //! An optimiser step takes rows from the data set, as many as its [`BatchSize`] says, and lays them
-//! out as micro-batches: one flat row of tokens each, with document starts, positions that begin at 0
-//! in every document, and the list of tokens to predict. Which rows are in a step depends on the data
+//! out as micro-batches. What a micro-batch is depends on the rows: token rows become a [`FlatBatch`],
+//! one flat row of tokens with document starts, positions that begin at 0 in every document, and the
+//! list of tokens to predict; pairs become a [`PairBatch`], in which a prompt stands once. Which rows are in a step depends on the data
 //! set and the size alone; `micro_batch_tokens` only decides how they are divided, so the summed loss
 //! over the step is the same for every value of it.
 //!
 //! Rows are never cut: a row longer than the step's tokens is a step of its own, and one longer than
 //! `micro_batch_tokens` is a micro-batch of its own. Rows without anything to predict are passed over.
 
+mod branches;
+mod pairs;
 #[cfg(test)]
 mod tests;
 
+use artifact::tokens::TokenReader;
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::{Cursor, DatasetError, Row, TokenDataset};
+pub use self::branches::Branches;
+pub use self::pairs::PairBatch;
+use crate::dataset::{AnyRow as _, Cursor, Dataset, DatasetError, Row, RowSource};
 
 /// How much data one optimiser step takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BatchSize {
-    /// As many rows as fit into this many tokens, at least one.
+    /// As many rows as fit into this many tokens, at least one. The prompt of a pair counts once.
     Tokens(usize),
-    /// This many rows.
+    /// This many rows: documents, conversations or pairs.
     Sequences(usize),
 }
 
@@ -33,6 +39,23 @@ pub struct BatchConfig {
     pub size: BatchSize,
     /// The most tokens in one forward pass (more only for a single longer row).
     pub micro_batch_tokens: usize,
+}
+
+/// What a batch is made of.
+pub type RowOf<B> = <<B as Batch>::Source as RowSource>::Row;
+
+/// A micro-batch of rows of one kind.
+pub trait Batch: Sized {
+    /// Where its rows come from.
+    type Source: RowSource;
+
+    /// Lays rows out in their order.
+    fn of_rows<'a>(rows: impl Iterator<Item = &'a RowOf<Self>>) -> Self
+    where
+        RowOf<Self>: 'a;
+
+    /// What the summed loss over it is a sum over: tokens to predict, or pairs.
+    fn num_targets(&self) -> usize;
 }
 
 /// One micro-batch: `T` tokens of `B` documents, `N` of the tokens to predict.
@@ -84,35 +107,47 @@ impl FlatBatch {
     }
 }
 
+impl Batch for FlatBatch {
+    type Source = TokenReader;
+
+    fn of_rows<'a>(rows: impl Iterator<Item = &'a Row>) -> Self {
+        Self::new(rows)
+    }
+
+    fn num_targets(&self) -> usize {
+        self.target_rows.len()
+    }
+}
+
 /// The data of one optimiser step.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Step {
+pub struct Step<B = FlatBatch> {
     /// At least one.
-    pub micro_batches: Vec<FlatBatch>,
-    /// Tokens to predict in the whole step: what the summed loss is divided by. At least 1.
+    pub micro_batches: Vec<B>,
+    /// Tokens to predict, or pairs, in the whole step: what the summed loss is divided by. At least 1.
     pub num_targets: usize,
-    /// Tokens in the whole step.
+    /// Tokens in the whole step; the prompt of a pair counts once.
     pub num_tokens: usize,
     /// Rows in the whole step.
     pub num_rows: usize,
 }
 
 /// Makes steps of a data set.
-pub struct Batcher {
-    dataset: TokenDataset,
+pub struct Batcher<B: Batch = FlatBatch> {
+    dataset: Dataset<B::Source>,
     config: BatchConfig,
     /// A row that was read but did not fit, and where it is.
-    held: Option<(Cursor, Row)>,
+    held: Option<(Cursor, RowOf<B>)>,
 }
 
-impl Batcher {
+impl<B: Batch> Batcher<B> {
     /// Starts at the data set's position. Sizes of 0 are taken as 1.
-    pub fn new(dataset: TokenDataset, config: BatchConfig) -> Self {
+    pub fn new(dataset: Dataset<B::Source>, config: BatchConfig) -> Self {
         Self { dataset, config, held: None }
     }
 
     /// The data set.
-    pub fn dataset(&self) -> &TokenDataset {
+    pub fn dataset(&self) -> &Dataset<B::Source> {
         &self.dataset
     }
 
@@ -129,18 +164,18 @@ impl Batcher {
     }
 
     /// The next step; `None` at the end of the data.
-    pub fn next_step(&mut self) -> Result<Option<Step>, DatasetError> {
+    pub fn next_step(&mut self) -> Result<Option<Step<B>>, DatasetError> {
         let rows = self.next_rows()?;
         if rows.is_empty() {
             return Ok(None);
         }
-        let lengths: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
-        let micro_batches: Vec<FlatBatch> = divide(&lengths, self.config.micro_batch_tokens)
+        let lengths: Vec<usize> = rows.iter().map(RowOf::<B>::num_tokens).collect();
+        let micro_batches: Vec<B> = divide(&lengths, self.config.micro_batch_tokens)
             .into_iter()
-            .map(|members| FlatBatch::new(members.into_iter().map(|index| &rows[index])))
+            .map(|members| B::of_rows(members.into_iter().map(|index| &rows[index])))
             .collect();
         Ok(Some(Step {
-            num_targets: micro_batches.iter().map(|batch| batch.target_rows.len()).sum(),
+            num_targets: micro_batches.iter().map(B::num_targets).sum(),
             num_tokens: lengths.iter().sum(),
             num_rows: rows.len(),
             micro_batches,
@@ -161,7 +196,7 @@ impl Batcher {
         Ok(Some(steps))
     }
 
-    fn next_rows(&mut self) -> Result<Vec<Row>, DatasetError> {
+    fn next_rows(&mut self) -> Result<Vec<RowOf<B>>, DatasetError> {
         let mut rows = Vec::new();
         let mut tokens = 0;
         loop {
@@ -172,20 +207,20 @@ impl Batcher {
             }
             let Some((cursor, row)) = self.take()? else { break };
             if let BatchSize::Tokens(size) = self.config.size
-                && tokens + row.ids.len() > size
+                && tokens + row.num_tokens() > size
                 && !rows.is_empty()
             {
                 self.held = Some((cursor, row));
                 break;
             }
-            tokens += row.ids.len();
+            tokens += row.num_tokens();
             rows.push(row);
         }
         Ok(rows)
     }
 
     /// The next row with something to predict, and its position.
-    fn take(&mut self) -> Result<Option<(Cursor, Row)>, DatasetError> {
+    fn take(&mut self) -> Result<Option<(Cursor, RowOf<B>)>, DatasetError> {
         if let Some(held) = self.held.take() {
             return Ok(Some(held));
         }
@@ -193,9 +228,7 @@ impl Batcher {
             let cursor = self.dataset.cursor();
             match self.dataset.next_row()? {
                 None => return Ok(None),
-                Some(row) if row.mask.iter().skip(1).any(|counts| *counts) => {
-                    return Ok(Some((cursor, row)));
-                }
+                Some(row) if row.has_targets() => return Ok(Some((cursor, row))),
                 Some(_) => {}
             }
         }

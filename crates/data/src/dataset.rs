@@ -1,19 +1,24 @@
-//! Token rows in a shuffled order that can be left and taken up again exactly.
+//! Rows of token ids in a shuffled order that can be left and taken up again exactly: token rows
+//! ([`TokenDataset`]) or pairs ([`PairDataset`]).
 //!
 //! The order of an epoch is a pure function of (seed, epoch): row groups are permuted and cut into
 //! windows of [`WINDOW_GROUPS`]; one window is decoded at a time and its rows are permuted. Memory is
 //! one window (about 8 million tokens, 5 bytes each, by default), whatever the size of the data. The
 //! [`Cursor`] of the next row is all there is to save.
 
+mod source;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::path::{Path, PathBuf};
 
-use artifact::tokens::{TokenMeta, TokenReader, TokenRows};
+use artifact::pairs::PairReader;
+use artifact::tokens::{TokenMeta, TokenReader};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
+
+pub use source::{AnyRow, PairRow, Row, RowSource, Totals};
 
 /// Row groups that are decoded and shuffled together.
 pub const WINDOW_GROUPS: usize = 8;
@@ -22,17 +27,22 @@ pub const WINDOW_GROUPS: usize = 8;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DatasetError {
-    /// A file is missing, damaged or not a token file.
+    /// A file is missing, damaged or of another kind.
     #[error(transparent)]
     Artifact(#[from] artifact::Error),
     /// No file was given.
-    #[error("no token files given; name at least one data/<set>/train.parquet")]
-    NoFiles,
+    #[error("no {rows} files given; name at least one data/<set>/train.parquet")]
+    NoFiles {
+        /// What the files hold rows of: `token` or `pair`.
+        rows: &'static str,
+    },
     /// The files have no rows.
-    #[error("{}: no token rows; the data set is empty: check what data-prep dropped and why", path.display())]
+    #[error("{}: no {rows} rows; the data set is empty: check what data-prep dropped and why", path.display())]
     Empty {
         /// The first file.
         path: PathBuf,
+        /// As above.
+        rows: &'static str,
     },
     /// Two files were made with different tokenizers or chat templates.
     #[error("{}: made with another {what} than {}; tokenise both with the same one", path.display(), other.display())]
@@ -68,15 +78,6 @@ pub struct Cursor {
     pub row: u64,
 }
 
-/// One row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
-    /// Token ids.
-    pub ids: Vec<i32>,
-    /// For each id whether it counts in the loss.
-    pub mask: Vec<bool>,
-}
-
 /// In which order rows come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
@@ -89,45 +90,51 @@ pub enum Order {
     Sequential,
 }
 
-/// The rows of one or more token files. See the module's text.
-pub struct TokenDataset {
-    readers: Vec<TokenReader>,
+/// The rows of one or more files of one kind. See the module's text.
+pub struct Dataset<S: RowSource> {
+    readers: Vec<S>,
     groups: Vec<(usize, usize)>,
     order: Order,
     epochs: Option<u64>,
     window_groups: usize,
     cursor: Cursor,
-    loaded: Option<Window>,
+    loaded: Option<Window<S>>,
 }
 
+/// Documents and conversations.
+pub type TokenDataset = Dataset<TokenReader>;
+
+/// Pairs of responses to one prompt.
+pub type PairDataset = Dataset<PairReader>;
+
 /// A decoded window with the order of its rows.
-struct Window {
+struct Window<S: RowSource> {
     epoch: u64,
     index: u64,
-    parts: Vec<TokenRows>,
+    parts: Vec<S::Group>,
     order: Vec<(u32, u32)>,
 }
 
-impl TokenDataset {
-    /// Opens token files, shuffled with `seed`, endlessly repeated.
+impl<S: RowSource> Dataset<S> {
+    /// Opens files, shuffled with `seed`, endlessly repeated.
     pub fn open<P: AsRef<Path>>(paths: &[P], seed: u64) -> Result<Self, DatasetError> {
         Self::with_order(paths, Order::Shuffled { seed }, None)
     }
 
-    /// Opens token files for one pass in the order they were written.
+    /// Opens files for one pass in the order they were written.
     pub fn sequential<P: AsRef<Path>>(paths: &[P]) -> Result<Self, DatasetError> {
         Self::with_order(paths, Order::Sequential, Some(1))
     }
 
-    /// Opens token files. `epochs` absent: without end.
+    /// Opens files. `epochs` absent: without end.
     pub fn with_order<P: AsRef<Path>>(
         paths: &[P],
         order: Order,
         epochs: Option<u64>,
     ) -> Result<Self, DatasetError> {
-        let readers: Vec<TokenReader> =
-            paths.iter().map(TokenReader::open).collect::<Result<_, _>>()?;
-        let first = readers.first().ok_or(DatasetError::NoFiles)?;
+        let open = |path: &P| S::open(path.as_ref());
+        let readers: Vec<S> = paths.iter().map(open).collect::<Result<_, _>>()?;
+        let first = readers.first().ok_or(DatasetError::NoFiles { rows: S::ROWS })?;
         for reader in &readers[1..] {
             let mixed = |what| DatasetError::Mixed {
                 path: reader.path().to_owned(),
@@ -149,8 +156,8 @@ impl TokenDataset {
             .enumerate()
             .flat_map(|(file, reader)| (0..reader.num_row_groups()).map(move |group| (file, group)))
             .collect();
-        if readers.iter().all(|reader| reader.num_rows() == 0) {
-            return Err(DatasetError::Empty { path: first.path().to_owned() });
+        if readers.iter().all(|reader| reader.totals().rows == 0) {
+            return Err(DatasetError::Empty { path: first.path().to_owned(), rows: S::ROWS });
         }
         Ok(Self {
             readers,
@@ -194,22 +201,22 @@ impl TokenDataset {
 
     /// Rows in one epoch.
     pub fn num_rows(&self) -> u64 {
-        self.readers.iter().map(TokenReader::num_rows).sum()
+        self.readers.iter().map(|reader| reader.totals().rows).sum()
     }
 
-    /// Tokens in one epoch.
+    /// Tokens in one epoch; the prompt of a pair counts once.
     pub fn tokens_per_epoch(&self) -> u64 {
-        self.readers.iter().map(|reader| reader.counts().tokens).sum()
+        self.readers.iter().map(|reader| reader.totals().tokens).sum()
     }
 
-    /// Tokens that count in the loss in one epoch.
+    /// What the loss is a mean over in one epoch: tokens that count in it, or pairs.
     pub fn targets_per_epoch(&self) -> u64 {
-        self.readers.iter().map(|reader| reader.counts().targets).sum()
+        self.readers.iter().map(|reader| reader.totals().targets).sum()
     }
 
-    /// Tokens of the longest row.
+    /// Tokens of the longest sequence: a row, or the prompt of a pair with one of its responses.
     pub fn longest_row(&self) -> u64 {
-        self.readers.iter().map(|reader| reader.counts().longest).max().unwrap_or(0)
+        self.readers.iter().map(|reader| reader.totals().longest).max().unwrap_or(0)
     }
 
     /// The metadata of the first file; all files share tokenizer and chat template.
@@ -243,7 +250,7 @@ impl TokenDataset {
     }
 
     /// The next row; `None` after the last epoch.
-    pub fn next_row(&mut self) -> Result<Option<Row>, DatasetError> {
+    pub fn next_row(&mut self) -> Result<Option<S::Row>, DatasetError> {
         loop {
             if self.epochs.is_some_and(|epochs| self.cursor.epoch >= epochs) {
                 return Ok(None);
@@ -251,8 +258,7 @@ impl TokenDataset {
             let Cursor { epoch, window, row } = self.cursor;
             let loaded = self.load(epoch, window)?;
             if let Some(&(part, index)) = loaded.order.get(row as usize) {
-                let (ids, mask) = loaded.parts[part as usize].row(index as usize);
-                let found = Row { ids: ids.to_vec(), mask: mask.to_vec() };
+                let found = S::row(&loaded.parts[part as usize], index as usize);
                 self.cursor.row += 1;
                 return Ok(Some(found));
             }
@@ -278,25 +284,29 @@ impl TokenDataset {
         groups[start..groups.len().min(start + self.window_groups)].to_vec()
     }
 
-    fn load(&mut self, epoch: u64, window: u64) -> Result<&Window, DatasetError> {
-        let current = self.loaded.as_ref().is_some_and(|w| w.epoch == epoch && w.index == window);
-        if !current {
-            // The old window goes first, so that only one is held.
-            self.loaded = None;
-            let mut parts = Vec::new();
-            let mut order = Vec::new();
-            for (file, group) in self.window_groups_of(epoch, window) {
-                let rows = self.readers[file].read_row_group(group)?;
-                let part = parts.len() as u32;
-                order.extend((0..rows.len() as u32).map(|row| (part, row)));
-                parts.push(rows);
-            }
-            if let Order::Shuffled { seed } = self.order {
-                shuffle(&mut order, [seed, epoch, window, 2]);
-            }
-            self.loaded = Some(Window { epoch, index: window, parts, order });
+    fn load(&mut self, epoch: u64, window: u64) -> Result<&Window<S>, DatasetError> {
+        let current = |w: &Window<S>| w.epoch == epoch && w.index == window;
+        // Another window goes first, so that only one is held.
+        let loaded = match self.loaded.take().filter(current) {
+            Some(loaded) => loaded,
+            None => self.decode(epoch, window)?,
+        };
+        Ok(self.loaded.insert(loaded))
+    }
+
+    fn decode(&self, epoch: u64, window: u64) -> Result<Window<S>, DatasetError> {
+        let mut parts = Vec::new();
+        let mut order = Vec::new();
+        for (file, group) in self.window_groups_of(epoch, window) {
+            let rows = self.readers[file].read_row_group(group)?;
+            let part = parts.len() as u32;
+            order.extend((0..S::num_rows(&rows) as u32).map(|row| (part, row)));
+            parts.push(rows);
         }
-        self.loaded.as_ref().ok_or(DatasetError::NoFiles)
+        if let Order::Shuffled { seed } = self.order {
+            shuffle(&mut order, [seed, epoch, window, 2]);
+        }
+        Ok(Window { epoch, index: window, parts, order })
     }
 }
 

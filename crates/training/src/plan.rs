@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use artifact::RunDir;
 use artifact::chain::{producer, verify_chain};
 use artifact::tokens::TokenMeta;
-use data::batch::{BatchSize, Batcher};
+use data::batch::{BatchSize, Batcher, FlatBatch};
 use data::dataset::{DatasetError, Order, TokenDataset};
 use data::template::ChatTemplate;
 use data::tokenizer::Tokenizer;
@@ -224,7 +224,8 @@ fn total_steps(train: &Train, rows: &TokenDataset) -> Result<(Option<u64>, u64),
     };
     let whole = epochs.ceil().max(1.0);
     let passes = Some(whole as u64);
-    let batches = Batcher::new(rows.restarted().with_epochs(passes), train.batch_config());
+    let batches =
+        Batcher::<FlatBatch>::new(rows.restarted().with_epochs(passes), train.batch_config());
     let counted = batches.count_steps()?.unwrap_or_default();
     let steps = (counted as f64 * (epochs / whole)).round() as u64;
     Ok((passes, steps.max(1)))

@@ -1,6 +1,19 @@
+use std::path::PathBuf;
+
+use arrow::array::{ListArray, RecordBatch};
+use arrow::buffer::{OffsetBuffer, ScalarBuffer};
+
 use super::*;
 use crate::digest;
+use crate::error::Error;
+use crate::manifest::FORMAT_VERSION;
+use crate::parquet_file::ParquetSink;
 use crate::rows::{Column, Kind, TableWriter};
+use crate::token_file::{Footer, item};
+
+fn schema() -> arrow::datatypes::SchemaRef {
+    LAYOUT.schema()
+}
 
 fn meta() -> TokenMeta {
     TokenMeta {

@@ -7,6 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
 
 use super::*;
+use crate::dataset::TokenDataset;
 use crate::dataset::tests::meta;
 
 fn row(ids: &[i32], mask: &[bool]) -> Row {
@@ -112,7 +113,7 @@ fn an_epoch_trains_on_every_row_once_and_passes_over_rows_without_targets() {
     assert!(all[..all.len() - 1].iter().all(|step| step.num_tokens > 333 - 40));
     let endless = TokenDataset::open(&[&path], 4).unwrap();
     let config = BatchConfig { size: BatchSize::Tokens(333), micro_batch_tokens: 100 };
-    assert_eq!(Batcher::new(endless, config).count_steps().unwrap(), None);
+    assert_eq!(<Batcher>::new(endless, config).count_steps().unwrap(), None);
 }
 
 #[test]
