@@ -34,6 +34,10 @@ pub const CHECKER: &str = "checker";
 pub const TASK: &str = "task";
 /// A scalar from a reward model or a checker, `float32`.
 pub const SCORE: &str = "score";
+/// The score of `chosen`, `float32`.
+pub const CHOSEN_SCORE: &str = "chosen_score";
+/// The score of `rejected`, `float32`.
+pub const REJECTED_SCORE: &str = "rejected_score";
 /// The optimiser step at which something was made, `int64`.
 pub const STEP: &str = "step";
 /// The split a row belongs to: `train`, `validation`, `test`; `utf8`.

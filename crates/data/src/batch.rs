@@ -56,6 +56,11 @@ pub trait Batch: Sized {
 
     /// What the summed loss over it is a sum over: tokens to predict, or pairs.
     fn num_targets(&self) -> usize;
+
+    /// The tokens to predict, where the loss is one of text.
+    fn target_ids(&self) -> &[i64] {
+        &[]
+    }
 }
 
 /// One micro-batch: `T` tokens of `B` documents, `N` of the tokens to predict.
@@ -109,6 +114,10 @@ impl FlatBatch {
 
 impl Batch for FlatBatch {
     type Source = TokenReader;
+
+    fn target_ids(&self) -> &[i64] {
+        &self.target_ids
+    }
 
     fn of_rows<'a>(rows: impl Iterator<Item = &'a Row>) -> Self {
         Self::new(rows)

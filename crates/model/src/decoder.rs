@@ -210,6 +210,11 @@ impl Decoder {
         self.config.set_token_ids(bos, eos, pad);
     }
 
+    /// Notes mean and standard deviation of the scores, for [`save`](Self::save).
+    pub fn set_score_statistics(&mut self, mean: f64, deviation: f64) {
+        self.config.set_score_statistics(mean, deviation);
+    }
+
     /// The parameters.
     pub fn params(&self) -> &Params {
         &self.params

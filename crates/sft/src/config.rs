@@ -49,6 +49,7 @@ impl StageConfig for Config {
         let found = problems.take(key, artifact::model_dir(&model.path));
         let model = found.and_then(|dir| {
             let config = problems.take(key, ModelConfig::from_dir(&dir))?;
+            problems.take(key, config.check_language_model())?;
             Some((dir, config))
         });
         let (Some(texts), Some((model_dir, model_config))) = (texts, model) else {

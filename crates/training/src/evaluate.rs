@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use data::batch::{BatchConfig, BatchSize, Batcher};
-use data::dataset::TokenDataset;
+use data::batch::{Batch, BatchConfig, BatchSize, Batcher};
+use data::dataset::Dataset;
 use model::Decoder;
 use objectives::{bits_per_byte, perplexity};
 use serde::{Deserialize, Serialize};
@@ -21,8 +21,19 @@ pub struct Validation {
     pub max_tokens: Option<usize>,
     /// The most tokens in one forward pass.
     pub micro_batch_tokens: usize,
-    /// For each token id the bytes of text it stands for, for bits per byte; `None`: not computed.
+    /// For each token id the bytes of text it stands for, for perplexity and bits per byte; `None` where the loss is not one
+    /// of text.
     pub byte_lengths: Option<Vec<u16>>,
+}
+
+/// By which number of an evaluation one model is better than another.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BestBy {
+    /// The loss: the lower, the better.
+    #[default]
+    Loss,
+    /// The mean of the loss's metric of this name: the higher, the better.
+    Metric(&'static str),
 }
 
 /// Means over the targets of a validation split.
@@ -32,6 +43,8 @@ pub struct EvalResult {
     pub loss: f64,
     /// The means of the loss's metrics.
     pub metrics: BTreeMap<String, f64>,
+    /// `exp` of the loss, where it is one of text.
+    pub perplexity: Option<f64>,
     /// Loss in bits over the bytes of text behind the targets.
     pub bits_per_byte: Option<f64>,
     /// How many targets.
@@ -41,13 +54,19 @@ pub struct EvalResult {
 impl EvalResult {
     /// Name and value of each, as they are logged: `eval_loss`, `eval_perplexity`, ...
     pub fn values(&self) -> Vec<(String, f64)> {
-        let mut values = vec![
-            ("eval_loss".to_owned(), self.loss),
-            ("eval_perplexity".to_owned(), perplexity(self.loss)),
-        ];
+        let mut values = vec![("eval_loss".to_owned(), self.loss)];
+        values.extend(self.perplexity.map(|value| ("eval_perplexity".to_owned(), value)));
         values.extend(self.bits_per_byte.map(|bits| ("eval_bits_per_byte".to_owned(), bits)));
         values.extend(self.metrics.iter().map(|(name, mean)| (format!("eval_{name}"), *mean)));
         values
+    }
+
+    /// The number that decides which model is the best, the higher the better.
+    pub(crate) fn merit(&self, best_by: BestBy) -> f64 {
+        match best_by {
+            BestBy::Loss => -self.loss,
+            BestBy::Metric(name) => self.metrics.get(name).copied().unwrap_or(f64::NAN),
+        }
     }
 }
 
@@ -56,17 +75,17 @@ impl EvalResult {
 ///
 /// # Errors
 /// Data that cannot be read; a signal ([`stage::Interrupted`]).
-pub fn evaluate(
+pub fn evaluate<B: Batch>(
     ctx: &Context,
     decoder: &mut Decoder,
     validation: &Validation,
-    loss: LossFn<'_>,
+    loss: LossFn<'_, B>,
 ) -> anyhow::Result<EvalResult> {
     let micro_batch_tokens = validation.micro_batch_tokens;
     // Where only a part is wanted it is one step, so that which rows it has does not depend on the micro-batches.
     let size = BatchSize::Tokens(validation.max_tokens.unwrap_or(micro_batch_tokens));
     let config = BatchConfig { size, micro_batch_tokens };
-    let mut batches = Batcher::new(TokenDataset::sequential(&validation.files)?, config);
+    let mut batches = Batcher::<B>::new(Dataset::sequential(&validation.files)?, config);
     let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
     let (mut loss_sum, mut targets, mut bytes) = (0.0, 0, 0_u64);
     decoder.set_training(false);
@@ -80,7 +99,7 @@ pub fn evaluate(
             }
             if let Some(lengths) = &validation.byte_lengths {
                 let of = |id: &i64| lengths.get(*id as usize).copied().map_or(0, u64::from);
-                bytes += batch.target_ids.iter().map(of).sum::<u64>();
+                bytes += batch.target_ids().iter().map(of).sum::<u64>();
             }
         }
         targets += step.num_targets as u64;
@@ -91,6 +110,8 @@ pub fn evaluate(
     anyhow::ensure!(targets > 0, "the validation split has nothing to predict");
     let count = targets as f64;
     let metrics = sums.into_iter().map(|(name, sum)| (name.to_owned(), sum / count)).collect();
-    let bits = bits_per_byte(loss_sum, bytes);
-    Ok(EvalResult { loss: loss_sum / count, metrics, bits_per_byte: bits, targets })
+    let loss = loss_sum / count;
+    let perplexity = validation.byte_lengths.as_ref().map(|_| perplexity(loss));
+    let bits_per_byte = bits_per_byte(loss_sum, bytes);
+    Ok(EvalResult { loss, metrics, perplexity, bits_per_byte, targets })
 }

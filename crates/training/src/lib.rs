@@ -5,10 +5,12 @@
 //! - [`supervised`]: the loop over a fixed set of rows, which exists once.
 //! - [`loss`]: from a micro-batch to what the loop minimises.
 //! - [`update`], [`optimizer`], [`schedule`]: an optimiser step, AdamW, the loss scale, the learning rate's course.
+//! - [`branches`]: models over prompts that continuations share.
 //! - [`checkpoint`]: all a run needs to go on as if it had never stopped.
 //! - [`evaluate`](mod@evaluate), [`respond`](mod@respond): the loss on held-out rows, answers to held-out prompts.
 //! - [`stage_run`]: what every training stage does around its loop.
 
+pub mod branches;
 pub mod checkpoint;
 pub mod evaluate;
 pub mod loss;

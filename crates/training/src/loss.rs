@@ -16,7 +16,7 @@ pub struct Loss {
 }
 
 /// Computes the loss of a micro-batch; the loop decides about gradients and dropout.
-pub type LossFn<'a> = &'a dyn Fn(&Decoder, &FlatBatch) -> anyhow::Result<Loss>;
+pub type LossFn<'a, B = FlatBatch> = &'a dyn Fn(&Decoder, &B) -> anyhow::Result<Loss>;
 
 /// The next-token loss of pre-training and of every stage that trains on texts, with the metrics that TRL logs:
 /// `mean_token_accuracy` and `entropy`.

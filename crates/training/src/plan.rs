@@ -8,14 +8,14 @@ use anyhow::Context as _;
 use artifact::RunDir;
 use artifact::chain::{producer, verify_chain};
 use artifact::tokens::TokenMeta;
-use data::batch::{BatchSize, Batcher, FlatBatch};
-use data::dataset::{DatasetError, Order, TokenDataset};
+use data::batch::{Batch, BatchSize, Batcher, FlatBatch};
+use data::dataset::{Dataset, DatasetError, Order, RowSource};
 use data::template::ChatTemplate;
 use data::tokenizer::Tokenizer;
 use model::ModelConfig;
 use stage::{Problems, human_bytes};
 
-use crate::evaluate::Validation;
+use crate::evaluate::{BestBy, Validation};
 use crate::memory_estimate::MemoryEstimate;
 use crate::respond::Prompts;
 use crate::settings::{Data, Samples, Save, Train};
@@ -54,8 +54,22 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Checks the tables against the data and the tokenizer. All problems go into `problems`; `None` if there were any.
+    /// Checks the tables against texts to train on and their tokenizer. All problems go into `problems`; `None` if there
+    /// were any.
     pub fn new(tables: Tables, problems: &mut Problems) -> Option<Self> {
+        let mut plan = Self::of_rows::<FlatBatch>(tables, BestBy::Loss, problems)?;
+        if let Some(validation) = &mut plan.supervised.validation {
+            validation.byte_lengths = Some(plan.tokenizer.byte_lengths());
+        }
+        Some(plan)
+    }
+
+    /// As [`new`](Self::new), for rows of any kind and another idea of the best model.
+    pub fn of_rows<B: Batch>(
+        tables: Tables,
+        best_by: BestBy,
+        problems: &mut Problems,
+    ) -> Option<Self> {
         let Tables { seed, data, train, samples, save } = tables;
         let mut own = train.problems();
         for (key, set) in [
@@ -71,11 +85,13 @@ impl Plan {
             problems.extend("samples", samples.problems());
         }
         problems.check(save.max_shard_mb > 0, "save.max_shard_mb", "must be at least 1");
-        let rows = open("data.train", &data.train, Order::Shuffled { seed }, problems);
+        let order = Order::Shuffled { seed };
+        let rows = open::<B::Source>("data.train", &data.train, order, problems);
         let validation = if data.validation.is_empty() {
             None
         } else {
-            Some(open("data.validation", &data.validation, Order::Sequential, problems)?)
+            let (key, files) = ("data.validation", &data.validation);
+            Some(open::<B::Source>(key, files, Order::Sequential, problems)?)
         };
         let rows = rows?;
         if let Some(held) = &validation {
@@ -97,7 +113,7 @@ impl Plan {
         if !usable {
             return None;
         }
-        let (epochs, total_steps) = problems.take("data.train", total_steps(&train, &rows))?;
+        let (epochs, total_steps) = problems.take("data.train", total_steps::<B>(&train, &rows))?;
         let (tokenizer, tokenizer_path) = tokenizer?;
         let prompts = match &samples {
             Some(samples) => {
@@ -106,13 +122,13 @@ impl Plan {
             None => None,
         };
         let tokenizer = Arc::new(tokenizer);
-        let held_longest = validation.as_ref().map_or(0, TokenDataset::longest_row);
+        let held_longest = validation.as_ref().map_or(0, Dataset::longest_row);
         let summary = summary(&train, &rows, validation.as_ref(), total_steps);
         let validation = validation.map(|_| Validation {
             files: data.validation.clone(),
             max_tokens: train.eval.max_tokens,
             micro_batch_tokens: train.micro_batch_tokens,
-            byte_lengths: Some(tokenizer.byte_lengths()),
+            byte_lengths: None,
         });
         Some(Self {
             meta: rows.meta().clone(),
@@ -123,6 +139,7 @@ impl Plan {
                 epochs,
                 total_steps,
                 validation,
+                best_by,
                 tokenizer: Some(Arc::clone(&tokenizer)),
             },
             tokenizer,
@@ -135,6 +152,7 @@ impl Plan {
 
     /// Checks that a model can take the data: every id in its vocabulary, every row within its positions, and where it
     /// brings a tokenizer (`dir` is its directory), the one the data was made with. `key` names it in messages.
+    /// Which output layer it has is for the stage to check.
     pub fn check_model(
         &self,
         key: &str,
@@ -202,30 +220,32 @@ impl Plan {
     }
 }
 
-fn open(
+fn open<S: RowSource>(
     key: &str,
     files: &[PathBuf],
     order: Order,
     problems: &mut Problems,
-) -> Option<TokenDataset> {
+) -> Option<Dataset<S>> {
     let missing = files.iter().filter(|file| !problems.require_path(key, file)).count();
     if missing > 0 {
         return None;
     }
-    let rows = problems.take(key, TokenDataset::with_order(files, order, Some(1)))?;
+    let rows = problems.take(key, Dataset::with_order(files, order, Some(1)))?;
     let some = rows.targets_per_epoch() > 0;
     problems.check(some, key, "has nothing to predict: no token counts in the loss").then_some(rows)
 }
 
 /// How many passes the data is good for, and how many optimiser steps the run has.
-fn total_steps(train: &Train, rows: &TokenDataset) -> Result<(Option<u64>, u64), DatasetError> {
+fn total_steps<B: Batch>(
+    train: &Train,
+    rows: &Dataset<B::Source>,
+) -> Result<(Option<u64>, u64), DatasetError> {
     let (None, Some(epochs)) = (train.steps, train.epochs) else {
         return Ok((None, train.steps.unwrap_or_default()));
     };
     let whole = epochs.ceil().max(1.0);
     let passes = Some(whole as u64);
-    let batches =
-        Batcher::<FlatBatch>::new(rows.restarted().with_epochs(passes), train.batch_config());
+    let batches = Batcher::<B>::new(rows.restarted().with_epochs(passes), train.batch_config());
     let counted = batches.count_steps()?.unwrap_or_default();
     let steps = (counted as f64 * (epochs / whole)).round() as u64;
     Ok((passes, steps.max(1)))
@@ -279,10 +299,10 @@ fn tokenizer_beside(file: &Path) -> anyhow::Result<PathBuf> {
     Ok(RunDir::open(run.run_dir)?.tokenizer_dir())
 }
 
-fn summary(
+fn summary<S: RowSource>(
     train: &Train,
-    rows: &TokenDataset,
-    validation: Option<&TokenDataset>,
+    rows: &Dataset<S>,
+    validation: Option<&Dataset<S>>,
     total_steps: u64,
 ) -> String {
     let mut out = String::new();

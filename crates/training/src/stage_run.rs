@@ -63,15 +63,7 @@ pub fn train_on_texts(
     if let Some(p) = plan.supervised.settings.dropout {
         decoder.set_dropout(model::config::Dropout { embedding: p, attention: p, residual: p });
     }
-    let precision = decoder.precision();
-    if decoder.device() == Device::Cpu
-        && precision == Precision::Bf16
-        && device::cpu_bf16() == device::CpuBf16::Emulated
-    {
-        tracing::warn!(
-            "this CPU has no bf16 instructions: train.precision = \"fp32\" is faster here"
-        );
-    }
+    warn_of_emulation(decoder);
     let mut results = train(ctx, decoder, &plan.supervised, &next_token_loss)?;
     save_model(ctx, decoder, &plan.tokenizer, &plan.save)?;
     match &plan.prompts {
@@ -79,10 +71,30 @@ pub fn train_on_texts(
         // Those of an earlier run are not this one's.
         None => ctx.run_dir.remove_samples()?,
     }
-    let peak = crate::meter::peak_memory_bytes(decoder.device());
-    results.insert("peak_memory_bytes".to_owned(), peak.into());
-    results.insert("parameters".to_owned(), decoder.config().num_parameters().into());
+    results.extend(sizes(decoder));
     Ok(results)
+}
+
+/// Says so where a model's precision is slow on this machine.
+pub fn warn_of_emulation(decoder: &Decoder) {
+    if decoder.device() == Device::Cpu
+        && decoder.precision() == Precision::Bf16
+        && device::cpu_bf16() == device::CpuBf16::Emulated
+    {
+        tracing::warn!(
+            "this CPU has no bf16 instructions: train.precision = \"fp32\" is faster here"
+        );
+    }
+}
+
+/// For the manifest: `peak_memory_bytes` of the run and `parameters` of its model.
+#[must_use]
+pub fn sizes(decoder: &Decoder) -> Map<String, Value> {
+    let peak = crate::meter::peak_memory_bytes(decoder.device());
+    Map::from_iter([
+        ("peak_memory_bytes".to_owned(), peak.into()),
+        ("parameters".to_owned(), decoder.config().num_parameters().into()),
+    ])
 }
 
 /// Writes `model/`: weights, configs and the tokenizer's files, with the tokenizer's special tokens in the configs.

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use data::batch::{Batcher, Step};
-use data::dataset::{Cursor, Order, TokenDataset};
+use data::batch::{Batch, Batcher, Step};
+use data::dataset::{Cursor, Dataset, Order};
 use data::tokenizer::Tokenizer;
 use model::weights::{WeightFiles, write_tensors};
 use model::{Decoder, Precision};
@@ -24,7 +24,7 @@ use tch::{Kind, Tensor};
 use torch_ext::autograd;
 
 use crate::checkpoint;
-use crate::evaluate::{EvalResult, Validation, evaluate};
+use crate::evaluate::{BestBy, EvalResult, Validation, evaluate};
 use crate::loss::LossFn;
 use crate::meter::Meter;
 use crate::optimizer::{AdamW, LossScale};
@@ -47,6 +47,8 @@ pub struct Supervised {
     pub total_steps: u64,
     /// The validation split, if there is one.
     pub validation: Option<Validation>,
+    /// Which evaluation is the best.
+    pub best_by: BestBy,
     /// Saved with every checkpoint, so that it is a whole model.
     pub tokenizer: Option<Arc<Tokenizer>>,
 }
@@ -105,11 +107,11 @@ impl Sums {
 /// # Errors
 /// Data that cannot be read; a checkpoint of another run; too many steps in a row that are not finite (the last good
 /// checkpoint is named); no space for a checkpoint (the earlier ones stay); [`Interrupted`] by a signal, after saving.
-pub fn train(
+pub fn train<B: Batch>(
     ctx: &mut Context,
     decoder: &mut Decoder,
     plan: &Supervised,
-    loss: LossFn<'_>,
+    loss: LossFn<'_, B>,
 ) -> anyhow::Result<Results> {
     let mut run = Run::start(ctx, decoder, plan, loss)?;
     loop {
@@ -128,12 +130,12 @@ pub fn train(
     run.finish()
 }
 
-struct Run<'a> {
+struct Run<'a, B: Batch> {
     ctx: &'a mut Context,
     decoder: &'a mut Decoder,
     plan: &'a Supervised,
-    loss: LossFn<'a>,
-    batches: Batcher,
+    loss: LossFn<'a, B>,
+    batches: Batcher<B>,
     optimizer: AdamW,
     tokens_per_epoch: f64,
     state: State,
@@ -143,17 +145,17 @@ struct Run<'a> {
     meter: Meter,
 }
 
-impl<'a> Run<'a> {
+impl<'a, B: Batch> Run<'a, B> {
     fn start(
         ctx: &'a mut Context,
         decoder: &'a mut Decoder,
         plan: &'a Supervised,
-        loss: LossFn<'a>,
+        loss: LossFn<'a, B>,
     ) -> anyhow::Result<Self> {
         let settings = &plan.settings;
         tch::manual_seed(ctx.seed as i64);
         let order = Order::Shuffled { seed: ctx.seed };
-        let dataset = TokenDataset::with_order(&plan.train, order, plan.epochs)?;
+        let dataset = Dataset::with_order(&plan.train, order, plan.epochs)?;
         let tokens_per_epoch = dataset.tokens_per_epoch() as f64;
         let mut batches = Batcher::new(dataset, settings.batch_config());
         decoder
@@ -194,7 +196,7 @@ impl<'a> Run<'a> {
     }
 
     /// One optimiser step.
-    fn step(&mut self, step: &Step) -> anyhow::Result<()> {
+    fn step(&mut self, step: &Step<B>) -> anyhow::Result<()> {
         self.meter.start();
         let settings = &self.plan.settings;
         let precision = self.decoder.precision();
@@ -230,7 +232,7 @@ impl<'a> Run<'a> {
     /// the sums over the step: loss first, then the metrics. f64 `[1 + metrics]`.
     fn accumulate(
         &mut self,
-        step: &Step,
+        step: &Step<B>,
         loss_scale: f64,
     ) -> anyhow::Result<(Vec<&'static str>, Tensor)> {
         self.decoder.set_training(true);
@@ -345,8 +347,9 @@ impl<'a> Run<'a> {
         if !finite {
             tracing::warn!("step {step}: the loss on the validation split is not finite");
         }
-        let new_best =
-            finite && state.best.as_ref().is_none_or(|best| result.loss < best.result.loss);
+        let by = self.plan.best_by;
+        let before = state.best.as_ref().map(|best| best.result.merit(by));
+        let new_best = finite && before.is_none_or(|before| result.merit(by) > before);
         state.evals_without_best = if new_best { 0 } else { state.evals_without_best + 1 };
         if new_best {
             state.best = Some(Best { step, result: result.clone() });

@@ -1,6 +1,7 @@
 //! What a model's final hidden states become.
 
 use super::{Architecture, ModelConfig};
+use crate::error::{Error, Result};
 use serde_json::json;
 
 /// The output layer of a model.
@@ -56,6 +57,14 @@ impl Architecture {
 }
 
 impl ModelConfig {
+    /// Checks that this is a language model.
+    ///
+    /// # Errors
+    /// It is a reward model.
+    pub fn check_language_model(&self) -> Result<()> {
+        if self.head.has_language_model() { Ok(()) } else { Err(Error::NoLanguageModel) }
+    }
+
     /// Sets the output layer, for a model that is to be trained with another one.
     pub fn set_head(&mut self, head: Head) {
         self.head = head;

@@ -88,6 +88,7 @@ impl Yard {
             total_steps: settings.steps.unwrap(),
             train: vec![self.file("train")],
             epochs: None,
+            best_by: BestBy::Loss,
             validation: settings.eval.every_steps.map(|_| Validation {
                 files: vec![self.file("validation")],
                 max_tokens: settings.eval.max_tokens,
@@ -246,7 +247,7 @@ fn the_first_step_is_adamw_on_the_mean_gradient() {
     let mut fresh = decoder(Precision::Fp32);
     fresh.set_dropout(model::config::Dropout::default());
     let order = Order::Shuffled { seed: 3 };
-    let rows = TokenDataset::with_order(&plan.train, order, None).unwrap();
+    let rows = data::dataset::TokenDataset::with_order(&plan.train, order, None).unwrap();
     let step = Batcher::new(rows, plan.settings.batch_config()).next_step().unwrap().unwrap();
     fresh.set_training(true);
     let loss = next_token_loss(&fresh, &step.micro_batches[0]).unwrap().sum;

@@ -1,0 +1,88 @@
+//! The configuration, and what the stage makes of it.
+
+use std::path::PathBuf;
+
+use data::batch::PairBatch;
+use model::ModelConfig;
+use serde::{Deserialize, Serialize};
+use stage::{Describe, Paths, Problems, StageConfig};
+use training::evaluate::BestBy;
+use training::plan::{self, Tables};
+use training::settings::{Data, Save, Train};
+
+use crate::loss::ACCURACY;
+
+/// `configs/reward.toml`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    seed: u64,
+    out: PathBuf,
+    model: ModelTable,
+    data: Data,
+    #[serde(default)]
+    reward: Reward,
+    train: Train,
+    #[serde(default)]
+    save: Save,
+}
+
+/// `[model]`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModelTable {
+    /// The model whose trunk is trained on: a language model, or a reward model to go on from.
+    path: PathBuf,
+}
+
+/// `[reward]`: the objective.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Reward {
+    /// Factor on the squared sum of a pair's scores, which keeps their mean near 0. 0: off.
+    pub(crate) centering_coefficient: f64,
+}
+
+/// What the stage works from.
+pub(crate) struct Plan {
+    pub(crate) model_dir: PathBuf,
+    pub(crate) pairs: plan::Plan,
+    pub(crate) reward: Reward,
+    model_config: ModelConfig,
+}
+
+impl StageConfig for Config {
+    type Plan = Plan;
+
+    fn plan(self, _at: &Paths) -> Result<Plan, Problems> {
+        let mut problems = Problems::new();
+        let Self { seed, model, data, reward, train, save, .. } = self;
+        let coefficient = reward.centering_coefficient;
+        problems.check(
+            coefficient.is_finite() && coefficient >= 0.0,
+            "reward.centering_coefficient",
+            format_args!("must be 0 or above, got {coefficient}"),
+        );
+        let tables = Tables { seed, data, train, samples: None, save };
+        let best = BestBy::Metric(ACCURACY);
+        let pairs = plan::Plan::of_rows::<PairBatch>(tables, best, &mut problems);
+        let key = "model.path";
+        let found = problems.take(key, artifact::model_dir(&model.path));
+        let model = found.and_then(|dir| {
+            let config = problems.take(key, ModelConfig::from_dir(&dir))?;
+            Some((dir, config))
+        });
+        let (Some(pairs), Some((model_dir, model_config))) = (pairs, model) else {
+            return Err(problems);
+        };
+        pairs.check_model(key, &model_config, Some(&model_dir), &mut problems);
+        problems.finish(Plan { model_dir, pairs, reward, model_config })
+    }
+}
+
+impl Describe for Plan {
+    fn describe(&self) -> String {
+        let dir = self.model_dir.display();
+        format!("from        {dir}\n{}", self.pairs.describe(&self.model_config))
+    }
+}

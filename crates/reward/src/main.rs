@@ -1,0 +1,107 @@
+//! reward: a model that scores responses, trained on pairs of which one is preferred.
+//!
+//! Reads a language model and pair rows (`data-prep` makes them), and writes into its run directory:
+//!
+//! ```text
+//! model/              Hugging Face layout: a sequence classifier of one label, with the tokenizer's files
+//! checkpoints/        to go on from after an interruption
+//! metrics.jsonl  tensorboard/
+//! samples.parquet     held-out pairs with their scores
+//! manifest.json       with accuracy, calibration and the scores' mean and deviation on held-out pairs
+//! ```
+//!
+//! `reward score` scores the responses of any Parquet file.
+//!
+//! Ouyang et al. 2022, `InstructGPT`, arXiv:2203.02155, section 3.5.
+
+mod config;
+mod loss;
+mod report;
+mod score;
+
+use std::process::ExitCode;
+
+use data::batch::PairBatch;
+use data::tokenizer::Tokenizer;
+use model::config::Dropout;
+use model::{Decoder, Head, LoadOptions};
+use stage::{Context, Info, Results};
+use training::settings::Save;
+use training::stage_run::{find_device, record_inputs, save_model, sizes, warn_of_emulation};
+use training::supervised::train;
+
+use crate::config::{Config, Plan};
+use crate::loss::pair_loss;
+use crate::report::{Scored, pairs_of};
+
+const INFO: Info = Info {
+    name: "reward",
+    about: "Trains a model that scores responses, on pairs of which one is preferred.",
+    reads: "a Hugging Face directory or run directory with a model; pair rows, made by data-prep",
+    writes: "model/ in Hugging Face layout, checkpoints/, metrics.jsonl, tensorboard/, samples.parquet, manifest.json",
+    example: "reward --config configs/reward.toml\n         reward score --help    scores the responses of a Parquet file",
+};
+
+fn main() -> ExitCode {
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == "score") {
+        return score::main(words);
+    }
+    stage::main::<Config>(&INFO, run)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]
+fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
+    let device = find_device(ctx)?;
+    ctx.input("model", &plan.model_dir)?;
+    record_inputs(ctx, &plan.pairs)?;
+    ctx.start()?;
+    let supervised = &plan.pairs.supervised;
+    let precision = supervised.settings.precision;
+    let options = LoadOptions { device, precision, trainable: true };
+    let mut decoder = Decoder::load_as(&plan.model_dir, Head::Score, ctx.seed, &options)?;
+    // Off unless asked for: noise in the scores is noise in their order.
+    let p = supervised.settings.dropout.unwrap_or(0.0);
+    decoder.set_dropout(Dropout { embedding: p, attention: p, residual: p });
+    warn_of_emulation(&decoder);
+
+    let centering = plan.reward.centering_coefficient;
+    let loss = |decoder: &Decoder, batch: &PairBatch| pair_loss(decoder, batch, centering);
+    let mut results = train(ctx, &mut decoder, supervised, &loss)?;
+
+    let (files, limit) = pairs_of(supervised);
+    let scored = Scored::new(ctx, &decoder, &files, supervised.settings.micro_batch_tokens, limit)?;
+    let (mean, deviation) = scored.statistics();
+    decoder.set_score_statistics(mean, deviation);
+    save(ctx, &mut decoder, &plan.pairs.tokenizer, &plan.pairs.save)?;
+    scored.write_samples(ctx, &plan.pairs.tokenizer)?;
+    results.extend(scored.results());
+    results.extend(sizes(&decoder));
+    Ok(results)
+}
+
+/// Writes `model/` so that transformers reads the score where it was trained.
+///
+/// transformers takes the last token that is not padding, by its id; so the padding token must not be one that text may end
+/// with.
+fn save(
+    ctx: &mut Context,
+    decoder: &mut Decoder,
+    tokenizer: &Tokenizer,
+    save: &Save,
+) -> anyhow::Result<()> {
+    let mut tokenizer = tokenizer.clone();
+    let ends = tokenizer.stop_ids(None);
+    let is_apart = |id: &u32| !ends.contains(id);
+    if tokenizer.pad_id().filter(is_apart).is_none() {
+        let unknown = tokenizer.specials().get("unk_token").map(str::to_owned);
+        match unknown.filter(|token| tokenizer.token_id(token).as_ref().is_some_and(is_apart)) {
+            Some(token) => tokenizer.set_special("pad_token", &token)?,
+            None => tracing::warn!(
+                "the tokenizer has no padding token apart from its end tokens: transformers scores only one text at a \
+                 time with this model"
+            ),
+        }
+    }
+    save_model(ctx, decoder, &tokenizer, save)
+}
