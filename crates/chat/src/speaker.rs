@@ -3,10 +3,11 @@
 use std::io;
 use std::ops::ControlFlow;
 
-use data::tokenizer::{StreamDecoder, Tokenizer};
+use data::tokenizer::Tokenizer;
 use model::Decoder;
 use model::generate::{Engine, Finish, Request, Sampling, StopRules, TextDecoder};
 use stage::{ErrorExt as _, Interrupt, UsageError};
+use training::respond::Streamed;
 
 use crate::{Args, show};
 
@@ -25,21 +26,6 @@ pub(crate) struct Speaker<'a> {
 pub(crate) struct Said {
     pub(crate) text: String,
     pub(crate) finish: Finish,
-}
-
-/// A stream decoder as the engine wants it.
-struct Streamed<'a>(Option<StreamDecoder<'a>>);
-
-impl TextDecoder for Streamed<'_> {
-    fn push(&mut self, id: i64) -> String {
-        let piece = self.0.as_mut().map(|decoder| decoder.push(id as u32));
-        // An id that the vocabulary does not know is shown as what it is.
-        piece.and_then(Result::ok).unwrap_or_else(|| "\u{FFFD}".to_owned())
-    }
-
-    fn finish(&mut self) -> String {
-        self.0.take().and_then(|decoder| decoder.finish().ok()).unwrap_or_default()
-    }
 }
 
 impl<'a> Speaker<'a> {
@@ -90,7 +76,7 @@ impl<'a> Speaker<'a> {
         };
         let tokenizer = self.tokenizer;
         let new_text = || -> Box<dyn TextDecoder + '_> {
-            Box::new(Streamed(Some(tokenizer.stream_after(ids, true))))
+            Box::new(Streamed::new(tokenizer.stream_after(ids, true)))
         };
         let mut shown: io::Result<()> = Ok(());
         let interrupt = self.interrupt;

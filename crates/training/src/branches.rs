@@ -3,6 +3,7 @@
 use data::batch::Branches;
 use model::{Decoder, Input};
 use tch::Tensor;
+use torch_ext::head::{HeadOptions, TILE, linear_cross_entropy};
 
 /// The row of `branches` as `decoder` takes it.
 ///
@@ -27,4 +28,71 @@ pub fn scores(decoder: &Decoder, branches: &Branches) -> model::Result<Tensor> {
     let ends: Vec<i64> = branches.responses.iter().map(|range| range.end as i64 - 1).collect();
     let hidden = decoder.hidden(&input(decoder, branches)?)?;
     decoder.scores(&hidden.index_select(0, &Tensor::from_slice(&ends).to_device(decoder.device())))
+}
+
+/// What a policy says of responses: `N` tokens of all continuations, one after another.
+#[derive(Debug)]
+pub struct Responses {
+    /// `[N]` fp32, differentiable: the log-probability of each token at the temperature.
+    pub logprobs: Tensor,
+    /// `[N]` fp32, differentiable: the entropy in nats of the distribution each token is drawn from.
+    pub entropy: Tensor,
+    /// `[N, D]`: the final hidden states before each token, in the compute precision.
+    pub hidden: Tensor,
+}
+
+/// Log-probabilities and entropies of the continuations' tokens under `softmax(logits / temperature)`. Full logits are
+/// never held.
+///
+/// # Errors
+/// As [`input`]; a model without a language-model head.
+pub fn responses(
+    decoder: &Decoder,
+    branches: &Branches,
+    temperature: f64,
+) -> anyhow::Result<Responses> {
+    let (rows, targets) = predicted(branches);
+    let device = decoder.device();
+    let targets = Tensor::from_slice(&targets).to_device(device);
+    let hidden = select(decoder, branches, &rows)?;
+    let (weight, bias) = decoder.head()?;
+    let options =
+        HeadOptions { temperature, want_logprobs: true, want_entropy: true, ..HeadOptions::default() };
+    let out = linear_cross_entropy(&hidden, &weight, bias.as_ref(), &targets, &options)?;
+    let missing = || anyhow::anyhow!("the output layer gave no log-probabilities");
+    Ok(Responses {
+        logprobs: out.logprobs.ok_or_else(missing)?,
+        entropy: out.entropy.ok_or_else(missing)?,
+        hidden: hidden.narrow(0, 0, rows.len() as i64),
+    })
+}
+
+/// The value of the state before each token of the continuations: `[N]` fp32, differentiable.
+///
+/// # Errors
+/// As [`input`]; a model without a score.
+pub fn values(decoder: &Decoder, branches: &Branches) -> anyhow::Result<Tensor> {
+    let (rows, _) = predicted(branches);
+    let hidden = select(decoder, branches, &rows)?.narrow(0, 0, rows.len() as i64);
+    Ok(decoder.scores(&hidden)?)
+}
+
+/// For each token of the continuations the index of the token before it, and the token itself.
+fn predicted(branches: &Branches) -> (Vec<i64>, Vec<i64>) {
+    let (mut rows, mut targets) = (Vec::new(), Vec::new());
+    for (prompt, response) in branches.prompts.iter().zip(&branches.responses) {
+        // The first one is predicted at the end of its prompt, which lies before other continuations.
+        rows.push(prompt.end as i64 - 1);
+        rows.extend((response.start..response.end - 1).map(|at| at as i64));
+        targets.extend_from_slice(&branches.input_ids[response.clone()]);
+    }
+    (rows, targets)
+}
+
+/// The final hidden states of these rows, filled up to whole tiles.
+fn select(decoder: &Decoder, branches: &Branches, rows: &[i64]) -> model::Result<Tensor> {
+    let mut rows = rows.to_vec();
+    rows.resize(rows.len().next_multiple_of(TILE as usize), 0);
+    let hidden = decoder.hidden(&input(decoder, branches)?)?;
+    Ok(hidden.index_select(0, &Tensor::from_slice(&rows).to_device(decoder.device())))
 }

@@ -10,18 +10,22 @@
 //! A checkpoint appears whole or not at all, and a removed one is gone at once. It belongs to one config, one set of
 //! inputs: a run with others is refused instead of mixed.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use artifact::atomic::{self, AtomicDir};
 use artifact::{FORMAT_VERSION, Input};
+use model::Decoder;
 use model::weights::{WeightFiles, write_tensors};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use stage::{Context, ErrorExt as _};
-use tch::Device;
+use tch::{Device, Tensor};
 use torch_ext::{device, generator};
+
+use crate::optimizer::AdamW;
 
 const STATE: &str = "state.json";
 const GENERATORS: &str = "generators.safetensors";
@@ -39,7 +43,7 @@ const FREE_KEYS: [&str; 5] = [
 const FREE_ROLE: &str = "prompts";
 
 /// What can be done about a checkpoint that cannot be read.
-pub(crate) const DAMAGED: &str =
+pub const DAMAGED: &str =
     "remove this checkpoint to go on from the one before, or start over with --resume never";
 
 /// `state.json`.
@@ -237,5 +241,46 @@ pub fn prune(ctx: &Context, keep: usize, pinned: Option<u64>) -> anyhow::Result<
     for step in steps.into_iter().take(old).filter(|step| Some(*step) != pinned) {
         atomic::remove_dir(path_of(ctx, step))?;
     }
+    Ok(())
+}
+
+/// Puts an optimiser's state back.
+///
+/// # Errors
+/// A file that cannot be read or is of other parameters.
+pub fn load_optimizer(optimizer: &mut AdamW, path: &Path) -> anyhow::Result<()> {
+    let file = WeightFiles::open_file(path)?;
+    let tensors = file.names().map(|name| Ok((name.to_owned(), file.tensor(name)?)));
+    let tensors: model::Result<BTreeMap<String, Tensor>> = tensors.collect();
+    optimizer.load_state(&tensors?).with_context(|| path.display().to_string())
+}
+
+/// Sets a model's masters, and with them the compute copies, from a checkpoint's weights: each from the first of `files` that
+/// has it.
+///
+/// # Errors
+/// A file that cannot be read; a weight that is missing or of another shape.
+pub fn load_weights(decoder: &mut Decoder, files: &[&Path]) -> anyhow::Result<()> {
+    let mut opened = Vec::new();
+    for path in files.iter().filter(|path| path.exists()) {
+        opened.push((path, WeightFiles::open_file(path)?));
+    }
+    for (name, weight) in decoder.params().iter() {
+        let found = opened.iter().find(|(_, file)| file.shape(name).is_some());
+        let (path, file) = found.with_context(|| {
+            let first = files.first().map(|path| path.display().to_string()).unwrap_or_default();
+            format!("{first}: no weight `{name}`")
+        })?;
+        let saved = file.tensor(name)?;
+        ensure!(
+            saved.size() == weight.size(),
+            "{}: `{name}` has shape {:?}, the model's {:?}",
+            path.display(),
+            saved.size(),
+            weight.size()
+        );
+        tch::no_grad(|| weight.shallow_clone().copy_(&saved));
+    }
+    decoder.params_mut().refresh_compute();
     Ok(())
 }

@@ -7,6 +7,7 @@
 //! - [`update`], [`optimizer`], [`schedule`]: an optimiser step, AdamW, the loss scale, the learning rate's course.
 //! - [`branches`]: models over prompts that continuations share.
 //! - [`checkpoint`]: all a run needs to go on as if it had never stopped.
+//! - [`prompts`]: prompts read and tokenised.
 //! - [`evaluate`](mod@evaluate), [`respond`](mod@respond): the loss on held-out rows, answers to held-out prompts.
 //! - [`stage_run`]: what every training stage does around its loop.
 
@@ -18,6 +19,7 @@ pub mod memory_estimate;
 mod meter;
 pub mod optimizer;
 pub mod plan;
+pub mod prompts;
 pub mod respond;
 pub mod schedule;
 pub mod settings;

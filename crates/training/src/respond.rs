@@ -4,15 +4,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use artifact::columns::{ANSWER, PROMPT, RESPONSE, SCORE, TASK};
-use artifact::prompts::{self, PromptRow};
 use artifact::rows::{Cell, Column, Kind, TableWriter};
-use data::checker::Checker;
-use data::tokenizer::Tokenizer;
+use data::tokenizer::{StreamDecoder, Tokenizer};
 use model::Decoder;
-use model::generate::{Engine, Generated, Request, Sampling, StopRules};
+use model::generate::{Engine, Generated, Request, Sampling, StopRules, TextDecoder};
 use serde_json::{Map, Value, json};
 use stage::{Context, Progress};
 
+use crate::prompts::Prompt;
 use crate::settings::Samples;
 
 /// Right answers out of all that could be judged.
@@ -28,36 +27,22 @@ impl Tally {
     }
 }
 
-/// Prompts read, tokenised and found good, before a model is trained to answer them.
+/// Prompts read before a model is trained to answer them.
 #[derive(Debug, Clone)]
 pub struct Prompts {
     settings: Samples,
-    rows: Vec<PromptRow>,
-    /// The rows' prompts.
-    ids: Vec<Vec<i64>>,
-    /// The rows' rules.
-    checkers: Vec<Option<Checker>>,
+    prompts: Vec<Prompt>,
 }
 
 impl Prompts {
     /// Reads the prompt rows that the table names.
     ///
     /// # Errors
-    /// A file that cannot be read; a row with an empty prompt or a checker that is none (file and row are named).
+    /// As [`read`](crate::prompts::read).
     pub fn read(settings: &Samples, tokenizer: &Tokenizer) -> anyhow::Result<Self> {
-        let mut rows = prompts::read(&settings.prompts)?;
-        rows.truncate(settings.max_prompts.unwrap_or(usize::MAX));
-        let at = |row: usize| format!("{}: row {row}", settings.prompts.display());
-        let (mut ids, mut checkers) = (Vec::new(), Vec::new());
-        for (index, row) in rows.iter().enumerate() {
-            let tokens = tokenizer.encode(&row.prompt, false)?.ids;
-            anyhow::ensure!(!tokens.is_empty(), "{}: the prompt is empty", at(index));
-            ids.push(tokens.into_iter().map(i64::from).collect());
-            let checker = row.checker.as_deref().map(serde_json::from_str).transpose();
-            let named = |error| anyhow::anyhow!("{}: not a checker: {error}", at(index));
-            checkers.push(checker.map_err(named)?);
-        }
-        Ok(Self { settings: settings.clone(), rows, ids, checkers })
+        let limit = settings.max_prompts.unwrap_or(usize::MAX);
+        let prompts = crate::prompts::read(&settings.prompts, tokenizer, limit)?;
+        Ok(Self { settings: settings.clone(), prompts })
     }
 
     /// Checks that every prompt leaves room for a response in a context of `positions` tokens.
@@ -65,11 +50,11 @@ impl Prompts {
     /// # Errors
     /// The first that does not, with file and row.
     pub fn check_context(&self, positions: i64) -> anyhow::Result<()> {
-        match self.ids.iter().position(|ids| ids.len() as i64 >= positions) {
+        match self.prompts.iter().position(|prompt| prompt.ids.len() as i64 >= positions) {
             Some(row) => anyhow::bail!(
                 "{}: row {row}: a prompt of {} tokens leaves no room for a response in the model's {positions} positions",
                 self.settings.prompts.display(),
-                self.ids[row].len()
+                self.prompts[row].ids.len()
             ),
             None => Ok(()),
         }
@@ -95,10 +80,10 @@ pub fn respond(
 ) -> anyhow::Result<Map<String, Value>> {
     prompts.check_context(decoder.config().max_position_embeddings)?;
     let requests: Vec<Request> = prompts
-        .ids
+        .prompts
         .iter()
-        .map(|ids| Request {
-            ids: ids.clone(),
+        .map(|prompt| Request {
+            ids: prompt.ids.clone(),
             max_new_tokens: prompts.settings.max_new_tokens,
             sampling: Sampling::greedy(),
         })
@@ -108,6 +93,33 @@ pub fn respond(
     write(ctx, tokenizer, prompts, &generated)
 }
 
+/// The tokens at which a response ends.
+pub fn stop_ids(tokenizer: &Tokenizer) -> Vec<i64> {
+    tokenizer.stop_ids(None).into_iter().map(i64::from).collect()
+}
+
+/// A response's text as its tokens come, for the generation engine.
+pub struct Streamed<'a>(Option<StreamDecoder<'a>>);
+
+impl<'a> Streamed<'a> {
+    /// What follows a text is written in pieces of `decoder`.
+    pub fn new(decoder: StreamDecoder<'a>) -> Self {
+        Self(Some(decoder))
+    }
+}
+
+impl TextDecoder for Streamed<'_> {
+    fn push(&mut self, id: i64) -> String {
+        let piece = self.0.as_mut().map(|decoder| decoder.push(id as u32));
+        // An id that the vocabulary does not know is shown as what it is.
+        piece.and_then(Result::ok).unwrap_or_else(|| "\u{FFFD}".to_owned())
+    }
+
+    fn finish(&mut self) -> String {
+        self.0.take().and_then(|decoder| decoder.finish().ok()).unwrap_or_default()
+    }
+}
+
 fn generate(
     ctx: &Context,
     decoder: &Decoder,
@@ -115,8 +127,7 @@ fn generate(
     requests: &[Request],
     batch_rows: usize,
 ) -> anyhow::Result<Vec<Generated>> {
-    let stop_ids = tokenizer.stop_ids(None).into_iter().map(i64::from).collect();
-    let stop = StopRules { ids: stop_ids, strings: Vec::new() };
+    let stop = StopRules { ids: stop_ids(tokenizer), strings: Vec::new() };
     let context = decoder.config().max_position_embeddings as usize;
     let mut engine = Engine::new(decoder, batch_rows, context)?;
     let progress = Progress::new("samples", Some(requests.len() as u64));
@@ -147,8 +158,7 @@ fn write(
     let mut table = TableWriter::create(ctx.run_dir.samples_path(), &columns)?;
     let mut all = Tally::default();
     let mut by_task: BTreeMap<&str, Tally> = BTreeMap::new();
-    let rows = prompts.rows.iter().zip(&prompts.checkers);
-    for ((row, checker), generated) in rows.zip(generated) {
+    for (Prompt { row, checker, .. }, generated) in prompts.prompts.iter().zip(generated) {
         let ids: Vec<u32> = generated.ids.iter().map(|id| *id as u32).collect();
         let response = tokenizer.decode(&ids, true)?;
         let right = checker.as_ref().map(|checker| checker.check(&response));
@@ -170,7 +180,7 @@ fn write(
     table.finish()?;
     let tasks = by_task.into_iter().map(|(task, tally)| (task.to_owned(), tally.share()));
     Ok(Map::from_iter([
-        ("responses".to_owned(), json!(prompts.rows.len())),
+        ("responses".to_owned(), json!(prompts.prompts.len())),
         ("accuracy".to_owned(), all.share()),
         ("accuracy_by_task".to_owned(), Value::Object(tasks.collect())),
     ]))

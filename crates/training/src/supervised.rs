@@ -166,8 +166,8 @@ impl<'a, B: Batch> Run<'a, B> {
         let mut saved_at = None;
         if let Some(resumed) = checkpoint::resume::<State>(ctx, decoder.device())? {
             let path = &resumed.path;
-            load_weights(decoder, &path.join(WEIGHTS)).hint(checkpoint::DAMAGED)?;
-            load_optimizer(&mut optimizer, &path.join(OPTIMIZER)).hint(checkpoint::DAMAGED)?;
+            checkpoint::load_weights(decoder, &[&path.join(WEIGHTS)]).hint(checkpoint::DAMAGED)?;
+            checkpoint::load_optimizer(&mut optimizer, &path.join(OPTIMIZER)).hint(checkpoint::DAMAGED)?;
             batches.seek(resumed.state.cursor)?;
             (state, saved_at) = (resumed.state, Some(resumed.step));
         }
@@ -400,36 +400,14 @@ impl<'a, B: Batch> Run<'a, B> {
             put("best_step", json!(best.step));
         }
         if let Some(best) = handed_on.filter(|best| best.step != state.step) {
-            load_weights(decoder, &checkpoint::path_of(ctx, best.step).join(WEIGHTS))?;
+            checkpoint::load_weights(
+                decoder,
+                &[&checkpoint::path_of(ctx, best.step).join(WEIGHTS)],
+            )?;
         }
         decoder.set_training(false);
         Ok(results)
     }
-}
-
-fn load_optimizer(optimizer: &mut AdamW, path: &Path) -> anyhow::Result<()> {
-    let file = WeightFiles::open_file(path)?;
-    let tensors = file.names().map(|name| Ok((name.to_owned(), file.tensor(name)?)));
-    let tensors: model::Result<BTreeMap<String, Tensor>> = tensors.collect();
-    optimizer.load_state(&tensors?).with_context(|| path.display().to_string())
-}
-
-/// Sets the masters, and with them the compute copies, from a checkpoint's weights.
-fn load_weights(decoder: &mut Decoder, path: &Path) -> anyhow::Result<()> {
-    let file = WeightFiles::open_file(path)?;
-    for (name, weight) in decoder.params().iter() {
-        let saved = file.tensor(name)?;
-        ensure!(
-            saved.size() == weight.size(),
-            "{}: `{name}` has shape {:?}, the model's {:?}",
-            path.display(),
-            saved.size(),
-            weight.size()
-        );
-        tch::no_grad(|| weight.shallow_clone().copy_(&saved));
-    }
-    decoder.params_mut().refresh_compute();
-    Ok(())
 }
 
 #[cfg(test)]

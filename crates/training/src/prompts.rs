@@ -1,0 +1,40 @@
+//! Prompts read, tokenised and found good.
+
+use std::path::Path;
+
+use artifact::prompts::{self, PromptRow};
+use data::checker::Checker;
+use data::tokenizer::Tokenizer;
+
+/// A prompt to answer.
+#[derive(Debug, Clone)]
+pub struct Prompt {
+    /// As the file has it.
+    pub row: PromptRow,
+    /// Its tokens, at least one.
+    pub ids: Vec<i64>,
+    /// The rule that judges a response, where the row has one.
+    pub checker: Option<Checker>,
+}
+
+/// Reads prompt rows, at most `limit` of them.
+///
+/// # Errors
+/// A file that cannot be read; a row with an empty prompt or a checker that is none (file and row are named).
+pub fn read(path: &Path, tokenizer: &Tokenizer, limit: usize) -> anyhow::Result<Vec<Prompt>> {
+    let rows = prompts::read(path)?;
+    let at = |row: usize| format!("{}: row {row}", path.display());
+    let mut all = Vec::with_capacity(rows.len().min(limit));
+    for (index, row) in rows.into_iter().take(limit).enumerate() {
+        let tokens = tokenizer.encode(&row.prompt, false)?.ids;
+        anyhow::ensure!(!tokens.is_empty(), "{}: the prompt is empty", at(index));
+        let checker = row.checker.as_deref().map(serde_json::from_str).transpose();
+        let named = |error| anyhow::anyhow!("{}: not a checker: {error}", at(index));
+        all.push(Prompt {
+            ids: tokens.into_iter().map(i64::from).collect(),
+            checker: checker.map_err(named)?,
+            row,
+        });
+    }
+    Ok(all)
+}
