@@ -7,14 +7,13 @@ use artifact::RunDir;
 use artifact::pairs::{PairRow, PairWriter};
 use artifact::prompts::{PromptRow, PromptWriter};
 use artifact::tokens::{TokenMeta, TokenWriter};
-use data::encode::{Encoded, EncodedPair};
 use data::format::{Example, Kind};
 use data::template::ChatTemplate;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::plan::DatasetPlan;
 use crate::prepare::{Prepared, Split};
-use crate::report::{SetReport, SplitCounts};
+use crate::report::SetReport;
 use crate::tokenise::{Made, Rows};
 use crate::vocabulary::Vocabulary;
 
@@ -49,10 +48,12 @@ impl Files {
             None
         } else if kind.is_pairs() {
             let [train, validation] = splits.map(|path| PairWriter::create(path, meta.clone()));
-            Some(RowFiles::Pairs { train: train?, validation: validation? })
+            let splits = Splits { train: train?, validation: validation? };
+            Some(RowFiles::Pairs(Box::new(splits)))
         } else {
             let [train, validation] = splits.map(|path| TokenWriter::create(path, meta.clone()));
-            Some(RowFiles::Tokens { train: train?, validation: validation? })
+            let splits = Splits { train: train?, validation: validation? };
+            Some(RowFiles::Tokens(Box::new(splits)))
         };
         // A prompt may have many pairs or answers; what is a data set of prompts says itself what repeats.
         let mut prompts = PromptFile::new(file("prompts"), kind.is_pairs());
@@ -68,10 +69,8 @@ impl Files {
     }
 
     pub(crate) fn write(&mut self, prepared: &Prepared, made: &Made) -> anyhow::Result<()> {
-        match (&mut self.rows, &made.rows) {
-            (Some(files), Rows::Tokens(encoded)) => files.write_tokens(prepared.split, encoded)?,
-            (Some(files), Rows::Pair(pair)) => files.write_pair(prepared, pair)?,
-            _ => {}
+        if let Some(files) = &mut self.rows {
+            files.write(prepared, &made.rows)?;
         }
         let Some(prompt) = &made.prompt else { return Ok(()) };
         let mapped = &prepared.mapped;
@@ -89,51 +88,67 @@ impl Files {
     }
 
     pub(crate) fn finish(self, report: &mut SetReport) -> anyhow::Result<()> {
-        match self.rows {
-            Some(RowFiles::Tokens { train, validation }) => {
-                report.train = Some(SplitCounts::from(train.finish()?));
-                report.validation = Some(SplitCounts::from(validation.finish()?));
+        let [train, validation] = match self.rows {
+            Some(RowFiles::Tokens(splits)) => {
+                let Splits { train, validation } = *splits;
+                [train.finish()?, validation.finish()?].map(|counts| Some(counts.into()))
             }
-            Some(RowFiles::Pairs { train, validation }) => {
-                report.train = Some(SplitCounts::from(train.finish()?));
-                report.validation = Some(SplitCounts::from(validation.finish()?));
+            Some(RowFiles::Pairs(splits)) => {
+                let Splits { train, validation } = *splits;
+                [train.finish()?, validation.finish()?].map(|counts| Some(counts.into()))
             }
-            None => {}
-        }
+            None => [None, None],
+        };
+        (report.train, report.validation) = (train, validation);
         report.prompts = self.prompts.finish()?;
         report.train_prompts = self.train_prompts.finish()?;
         Ok(())
     }
 }
 
+/// A file for each split.
+struct Splits<W> {
+    train: W,
+    validation: W,
+}
+
+impl<W> Splits<W> {
+    fn get(&mut self, split: Split) -> &mut W {
+        match split {
+            Split::Train => &mut self.train,
+            Split::Validation => &mut self.validation,
+        }
+    }
+}
+
 /// The rows of both splits.
 enum RowFiles {
-    Tokens { train: TokenWriter, validation: TokenWriter },
-    Pairs { train: PairWriter, validation: PairWriter },
+    Tokens(Box<Splits<TokenWriter>>),
+    Pairs(Box<Splits<PairWriter>>),
 }
 
 impl RowFiles {
-    fn write_tokens(&mut self, split: Split, encoded: &Encoded) -> anyhow::Result<()> {
-        let Self::Tokens { train, validation } = self else { return Ok(()) };
-        let writer = if split == Split::Train { train } else { validation };
-        for row in &encoded.rows {
-            writer.write_row(&row.ids, Some(&row.mask))?;
+    fn write(&mut self, prepared: &Prepared, rows: &Rows) -> anyhow::Result<()> {
+        let Prepared { mapped, split, .. } = prepared;
+        match (self, rows, &mapped.example) {
+            (Self::Tokens(files), Rows::Tokens(encoded), _) => {
+                for row in &encoded.rows {
+                    files.get(*split).write_row(&row.ids, Some(&row.mask))?;
+                }
+            }
+            (Self::Pairs(files), Rows::Pair(pair), Example::Preference(preference)) => {
+                files.get(*split).write_row(&PairRow {
+                    prompt: &pair.prompt,
+                    chosen: &pair.chosen,
+                    rejected: &pair.rejected,
+                    margin: preference.margin,
+                    probability: preference.probability,
+                    task: mapped.task.as_deref(),
+                })?;
+            }
+            _ => anyhow::bail!("rows of another kind than the data set's"),
         }
         Ok(())
-    }
-
-    fn write_pair(&mut self, prepared: &Prepared, pair: &EncodedPair) -> anyhow::Result<()> {
-        let Self::Pairs { train, validation } = self else { return Ok(()) };
-        let Example::Preference(preference) = &prepared.mapped.example else { return Ok(()) };
-        let writer = if prepared.split == Split::Train { train } else { validation };
-        Ok(writer.write_row(&PairRow {
-            prompt: &pair.prompt,
-            chosen: &pair.chosen,
-            rejected: &pair.rejected,
-            margin: preference.margin,
-            probability: preference.probability,
-            task: prepared.mapped.task.as_deref(),
-        })?)
     }
 }
 

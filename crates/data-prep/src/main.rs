@@ -122,5 +122,5 @@ fn preview_of(tokenizer: &Tokenizer, previews: &[Preview]) -> String {
     let colour = io::stdout().is_terminal();
     let style = if colour { Style::Colour } else { Style::Brackets };
     let lines = previews.iter().flat_map(|one| one.lines(tokenizer, PREVIEW_TOKENS, style));
-    lines.map(|line| format!("    {line}\n")).collect()
+    lines.flat_map(|line| ["    ".to_owned(), line, "\n".to_owned()]).collect()
 }
