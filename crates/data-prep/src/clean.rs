@@ -1,24 +1,41 @@
 //! Cleans text: Unicode normalisation, control characters, white space.
 
-use data::format::Example;
+use data::format::{Example, Message, Prompt};
 use unicode_normalization::{UnicodeNormalization, is_nfc};
 
 use crate::config::Clean;
 
-/// Cleans every text of an example. The two parts of a completion keep their outer white space,
-/// because it is where they join.
+/// Cleans every text of an example. The parts of a completion or of a plain pair keep their outer white
+/// space, because it is where they join.
 pub(crate) fn example(example: &mut Example, options: Clean) {
     match example {
         Example::Text { text } => *text = clean(text, options, true),
-        Example::Chat { messages } => {
-            for message in messages {
-                message.content = clean(&message.content, options, true);
-            }
-        }
+        Example::Chat { messages } => conversation(messages, options),
         Example::Completion { prompt, completion } => {
             *prompt = clean(prompt, options, false);
             *completion = clean(completion, options, false);
         }
+        Example::Preference(pair) => {
+            let trim = matches!(pair.prompt, Prompt::Messages(_));
+            prompt(&mut pair.prompt, options);
+            for response in [&mut pair.chosen, &mut pair.rejected] {
+                *response = clean(response, options, trim);
+            }
+        }
+        Example::Prompt(own) => prompt(own, options),
+    }
+}
+
+fn conversation(messages: &mut [Message], options: Clean) {
+    for message in messages {
+        message.content = clean(&message.content, options, true);
+    }
+}
+
+fn prompt(prompt: &mut Prompt, options: Clean) {
+    match prompt {
+        Prompt::Messages(messages) => conversation(messages, options),
+        Prompt::Text(text) => *text = clean(text, options, false),
     }
 }
 
@@ -87,8 +104,6 @@ fn tidy_whitespace(text: &str, trim: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use data::format::Message;
-
     use super::*;
 
     fn all(text: &str) -> String {

@@ -119,6 +119,9 @@ pub(crate) struct DatasetConfig {
     pub(crate) validation_fraction: f64,
     /// A field that says which split a record belongs to, in place of the fraction.
     pub(crate) split_field: Option<String>,
+    /// Also write the prompts of the training split.
+    #[serde(default)]
+    pub(crate) train_prompts: bool,
     #[serde(default)]
     pub(crate) bad_records: BadRecords,
     #[serde(default)]
@@ -235,6 +238,11 @@ mod tests {
             "prompt_template",
             "completion",
             "completion_template",
+            "chosen",
+            "chosen_template",
+            "rejected",
+            "rejected_template",
+            "margin",
             "messages",
             "role_key",
             "content_key",
@@ -254,7 +262,7 @@ mod tests {
             },
             "datasets": {"text": {
                 "kind": "text", "sources": [], "max_length": 1, "overlong": "drop", "validation_fraction": 0.0,
-                "split_field": "x", "bad_records": "fail",
+                "split_field": "x", "train_prompts": false, "bad_records": "fail",
                 "world": {"seed": 1, "part": "pretrain", "records": 1, "held_out": 1},
                 "read": {"format": "text", "text_unit": "line", "columns": [], "field": "x"},
                 "mapping": mappings,

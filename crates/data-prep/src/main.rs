@@ -6,17 +6,21 @@
 //! ```text
 //! tokenizer/                        tokenizer.json, tokenizer_config.json with the chat template,
 //!                                   special_tokens_map.json, generation_config.json with the stop ids
-//! data/<set>/train.parquet          token rows
-//! data/<set>/validation.parquet     token rows
+//! data/<set>/train.parquet          token rows, or pair rows
+//! data/<set>/validation.parquet     the same, held out
 //! data/<set>/prompts.parquet        held-out prompts, for records that carry a checker
+//! data/<set>/train-prompts.parquet  the prompts of the training split, where they are asked for
 //! manifest.json                     with what was read, kept and dropped, and why
 //! ```
+//!
+//! Of a data set of prompts there are the two files of prompts only, with all of them.
 //!
 //! The same input, config and seed give the same bytes, whatever the number of threads.
 
 mod clean;
 mod config;
 mod dedup;
+mod files;
 mod plan;
 mod prepare;
 mod preview;
@@ -30,24 +34,23 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use data::encode::TokenRow;
 use data::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 use stage::{Context, Info, Progress};
 
 use crate::config::Config;
 use crate::plan::{Plan, TokenizerPlan};
-use crate::preview::Style;
+use crate::preview::{Preview, Style};
 
 const INFO: Info = Info {
     name: "data-prep",
     about: "Turns raw records into token sets, and trains or takes over a tokenizer.",
     reads: "text, JSON, CSV or Parquet files, plain or compressed; or the quickstart's generator",
-    writes: "tokenizer/, data/<set>/{train,validation,prompts}.parquet, manifest.json",
+    writes: "tokenizer/, data/<set>/{train,validation,prompts,train-prompts}.parquet, manifest.json",
     example: "data-prep --config configs/data-prep.toml --set tokenizer.train.vocab_size=4096",
 };
 
-/// The most tokens of a row that the preview shows.
+/// The most tokens of a line that the preview shows.
 const PREVIEW_TOKENS: usize = 160;
 
 fn main() -> ExitCode {
@@ -115,10 +118,9 @@ fn record_inputs(ctx: &mut Context, plan: &Plan) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn preview_of(tokenizer: &Tokenizer, rows: &[TokenRow]) -> String {
+fn preview_of(tokenizer: &Tokenizer, previews: &[Preview]) -> String {
     let colour = io::stdout().is_terminal();
     let style = if colour { Style::Colour } else { Style::Brackets };
-    let line =
-        |row: &TokenRow| format!("    {}\n", preview::row(tokenizer, row, PREVIEW_TOKENS, style));
-    rows.iter().map(line).collect()
+    let lines = previews.iter().flat_map(|one| one.lines(tokenizer, PREVIEW_TOKENS, style));
+    lines.flat_map(|line| ["    ".to_owned(), line, "\n".to_owned()]).collect()
 }

@@ -48,11 +48,6 @@ pub(crate) struct DatasetPlan {
 }
 
 impl DatasetPlan {
-    /// Whether its records go through the chat template.
-    pub(crate) fn is_chat(&self) -> bool {
-        self.config.kind == Kind::Chat
-    }
-
     /// Its records, from the beginning.
     pub(crate) fn open(&self) -> anyhow::Result<RecordIter> {
         if let Some(source) = &self.source {
@@ -186,12 +181,22 @@ fn plan_dataset(
     );
     let overlong = config.overlong.unwrap_or(match config.kind {
         Kind::Text => Overlong::Split,
-        Kind::Chat | Kind::Completion => Overlong::Drop,
+        _ => Overlong::Drop,
     });
     problems.check(
         config.kind == Kind::Text || overlong != Overlong::Split,
         "overlong",
         "\"split\" is for kind = \"text\"; use \"truncate\" or \"drop\"",
+    );
+    problems.check(
+        config.kind != Kind::Prompt || overlong != Overlong::Truncate,
+        "overlong",
+        "\"truncate\" would cut a prompt before its end; use \"drop\" for kind = \"prompt\"",
+    );
+    problems.check(
+        config.kind != Kind::Text || !config.train_prompts,
+        "train_prompts",
+        "is for records with a prompt; kind = \"text\" has none",
     );
     problems.check(config.max_length >= 2, "max_length", "must be at least 2 tokens");
     problems.check(
@@ -271,11 +276,7 @@ impl Describe for Plan {
         };
         let _ = writeln!(out, "chat template  {template}");
         for set in &self.datasets {
-            let kind = match set.config.kind {
-                Kind::Text => "text",
-                Kind::Chat => "chat",
-                Kind::Completion => "completion",
-            };
+            let kind = set.config.kind.name();
             let from = match (&set.source, &set.config.world) {
                 (Some(source), _) => {
                     let files: Vec<&Path> = source.files().collect();

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
-use data::format::{Example, FormatError, Mapped, Mapper, Message};
+use data::format::{Example, FormatError, Mapped, Mapper, Message, Prompt, Unfit};
 use data::records::{Origin, Record, RecordError};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
@@ -44,6 +44,8 @@ pub(crate) struct Prepared {
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Counts {
     pub(crate) read: u64,
+    /// Examples that the records gave.
+    pub(crate) examples: u64,
     pub(crate) dropped: BTreeMap<&'static str, u64>,
 }
 
@@ -79,10 +81,13 @@ struct Examiner<'a> {
 
 /// What the parallel part makes of one record.
 enum Outcome {
-    Keep(Box<Prepared>, Fingerprint),
+    Examples(Vec<Kept>),
     Drop(&'static str),
     Fail(anyhow::Error),
 }
+
+/// An example to be kept unless it repeats another, or the reason why not.
+type Kept = Result<Box<(Prepared, Fingerprint)>, &'static str>;
 
 impl<'a> Prepare<'a> {
     pub(crate) fn new(set: &'a DatasetPlan, seed: u64) -> anyhow::Result<Self> {
@@ -104,17 +109,34 @@ impl<'a> Prepare<'a> {
             chunk.into_par_iter().map(|item| examiner.examine(item)).collect();
         let mut kept = Vec::with_capacity(outcomes.len());
         for outcome in outcomes {
-            match outcome {
+            let examples = match outcome {
                 Outcome::Fail(error) => return Err(error),
-                Outcome::Drop(reason) => self.counts.drop(reason),
-                Outcome::Keep(prepared, fingerprint) => match self.seen.admit(&fingerprint) {
-                    Ok(()) => kept.push(*prepared),
-                    Err(Repeat::Exact) => self.counts.drop("exact duplicate"),
-                    Err(Repeat::Near) => self.counts.drop("near duplicate"),
-                },
+                Outcome::Drop(reason) => {
+                    self.counts.drop(reason);
+                    continue;
+                }
+                Outcome::Examples(examples) => examples,
+            };
+            self.counts.examples += examples.len() as u64;
+            for example in examples {
+                match example.and_then(|kept| self.admit(*kept)) {
+                    Ok(prepared) => kept.push(prepared),
+                    Err(reason) => self.counts.drop(reason),
+                }
             }
         }
         Ok(kept)
+    }
+
+    fn admit(
+        &mut self,
+        (prepared, text): (Prepared, Fingerprint),
+    ) -> Result<Prepared, &'static str> {
+        self.seen.admit(&text).map_err(|repeat| match repeat {
+            Repeat::Exact => "exact duplicate",
+            Repeat::Near => "near duplicate",
+        })?;
+        Ok(prepared)
     }
 }
 
@@ -150,30 +172,38 @@ impl Examiner<'_> {
             Err(error) if skip => return Outcome::Drop(unreadable(&error)),
             Err(error) => return Outcome::Fail(error.into()),
         };
-        let mut mapped = match self.mapper.map(&record) {
-            Ok(mapped) => mapped,
+        let examples = match self.mapper.map(&record) {
+            Ok(Ok(examples)) => examples,
+            Ok(Err(unfit)) => return Outcome::Drop(reason(unfit)),
             Err(error) if skip && of_record(&error) => return Outcome::Drop("unusable fields"),
             Err(error) => return Outcome::Fail(error.into()),
         };
+        let kept = examples.into_iter().map(|mapped| self.prepare(&record, mapped));
+        match kept.collect::<anyhow::Result<_>>() {
+            Ok(kept) => Outcome::Examples(kept),
+            Err(error) => Outcome::Fail(error),
+        }
+    }
+
+    /// Cleans and filters one example.
+    fn prepare(&self, record: &Record, mut mapped: Mapped) -> anyhow::Result<Kept> {
+        let config = self.config;
         clean::example(&mut mapped.example, config.clean);
-        if blank(&mapped.example) {
-            return Outcome::Drop("empty");
+        if let Some(reason) = useless(&mapped.example) {
+            return Ok(Err(reason));
         }
         let chars = count_chars(&mapped.example);
         if config.filter.min_chars.is_some_and(|least| chars < least) {
-            return Outcome::Drop("fewer characters than min_chars");
+            return Ok(Err("fewer characters than min_chars"));
         }
         if config.filter.max_chars.is_some_and(|most| chars > most) {
-            return Outcome::Drop("more characters than max_chars");
+            return Ok(Err("more characters than max_chars"));
         }
         let text = whole_text(&mapped.example);
-        let split = match self.split(&record, &mapped.example) {
-            Ok(split) => split,
-            Err(error) => return Outcome::Fail(error),
-        };
+        let split = self.split(record, &mapped.example)?;
         let hash = xxh3_64_with_seed(text.as_bytes(), self.seed);
-        let prepared = Prepared { mapped, origin: record.origin, split, hash };
-        Outcome::Keep(Box::new(prepared), self.hasher.fingerprint(&text))
+        let prepared = Prepared { mapped, origin: record.origin.clone(), split, hash };
+        Ok(Ok(Box::new((prepared, self.hasher.fingerprint(&text)))))
     }
 
     /// By the record's own field where the config names one; else by a hash of the prompt (text: of the
@@ -214,6 +244,19 @@ fn unreadable(error: &RecordError) -> &'static str {
     }
 }
 
+/// A pair with a blank response.
+pub(crate) const EMPTY_RESPONSE: &str = "a response is empty";
+/// A pair that prefers nothing.
+pub(crate) const EQUAL_RESPONSES: &str = "both responses are the same";
+
+fn reason(unfit: Unfit) -> &'static str {
+    match unfit {
+        Unfit::Parted => "the conversations differ before their last answers",
+        Unfit::Unanswered => "a conversation does not end with the assistant's turn",
+        Unfit::Unranked => "no two responses of different rank",
+    }
+}
+
 fn of_record(error: &FormatError) -> bool {
     matches!(
         error,
@@ -236,24 +279,44 @@ fn fields_size(fields: &Map<String, Value>) -> usize {
     fields.values().map(size).sum()
 }
 
-fn blank(example: &Example) -> bool {
-    match example {
-        Example::Text { text } => text.trim().is_empty(),
-        Example::Chat { messages } => {
-            messages.iter().all(|m| !m.counts() || m.content.trim().is_empty())
+/// Why an example has nothing to learn from, if it has not.
+fn useless(example: &Example) -> Option<&'static str> {
+    let blank = |text: &str| text.trim().is_empty();
+    let empty = match example {
+        Example::Text { text } => blank(text),
+        Example::Chat { messages } => messages.iter().all(|m| !m.counts() || blank(&m.content)),
+        Example::Completion { completion, .. } => blank(completion),
+        Example::Preference(pair) if blank(&pair.chosen) || blank(&pair.rejected) => {
+            return Some(EMPTY_RESPONSE);
         }
-        Example::Completion { completion, .. } => completion.trim().is_empty(),
-    }
+        Example::Preference(pair) => {
+            return (pair.chosen == pair.rejected).then_some(EQUAL_RESPONSES);
+        }
+        Example::Prompt(prompt) => prompt_texts(prompt).all(blank),
+    };
+    empty.then_some("empty")
 }
 
 fn count_chars(example: &Example) -> usize {
+    let chars = |text: &str| text.chars().count();
     match example {
-        Example::Text { text } => text.chars().count(),
-        Example::Chat { messages } => messages.iter().map(|m| m.content.chars().count()).sum(),
-        Example::Completion { prompt, completion } => {
-            prompt.chars().count() + completion.chars().count()
+        Example::Text { text } => chars(text),
+        Example::Chat { messages } => messages.iter().map(|m| chars(&m.content)).sum(),
+        Example::Completion { prompt, completion } => chars(prompt) + chars(completion),
+        Example::Preference(pair) => {
+            let prompt: usize = prompt_texts(&pair.prompt).map(chars).sum();
+            prompt + chars(&pair.chosen) + chars(&pair.rejected)
         }
+        Example::Prompt(prompt) => prompt_texts(prompt).map(chars).sum(),
     }
+}
+
+fn prompt_texts(prompt: &Prompt) -> impl Iterator<Item = &str> {
+    let (messages, text) = match prompt {
+        Prompt::Messages(messages) => (messages.as_slice(), None),
+        Prompt::Text(text) => (&[][..], Some(text.as_str())),
+    };
+    messages.iter().map(|m| m.content.as_str()).chain(text)
 }
 
 fn turns<'m>(messages: impl Iterator<Item = &'m Message>) -> String {
@@ -266,6 +329,18 @@ fn whole_text(example: &Example) -> String {
         Example::Text { text } => text.clone(),
         Example::Chat { messages } => turns(messages.iter()),
         Example::Completion { prompt, completion } => format!("{prompt}{completion}"),
+        Example::Preference(pair) => {
+            let prompt = joined(&pair.prompt);
+            format!("{prompt}\nchosen\n{}\nrejected\n{}", pair.chosen, pair.rejected)
+        }
+        Example::Prompt(prompt) => joined(prompt),
+    }
+}
+
+fn joined(prompt: &Prompt) -> String {
+    match prompt {
+        Prompt::Messages(messages) => turns(messages.iter()),
+        Prompt::Text(text) => text.clone(),
     }
 }
 
@@ -275,14 +350,26 @@ fn prompt_text(example: &Example) -> String {
         Example::Text { text } => text.clone(),
         Example::Chat { messages } => turns(messages.iter().take_while(|m| !m.counts())),
         Example::Completion { prompt, .. } => prompt.clone(),
+        Example::Preference(pair) => joined(&pair.prompt),
+        Example::Prompt(prompt) => joined(prompt),
     }
 }
 
 /// The texts of an example that a tokenizer is trained on.
 pub(crate) fn texts(example: Example) -> Vec<String> {
+    let of_prompt = |prompt| match prompt {
+        Prompt::Messages(messages) => messages.into_iter().map(|m: Message| m.content).collect(),
+        Prompt::Text(text) => vec![text],
+    };
     match example {
         Example::Text { text } => vec![text],
         Example::Chat { messages } => messages.into_iter().map(|m| m.content).collect(),
         Example::Completion { prompt, completion } => vec![prompt, completion],
+        Example::Preference(pair) => {
+            let mut texts = of_prompt(pair.prompt);
+            texts.extend([pair.chosen, pair.rejected]);
+            texts
+        }
+        Example::Prompt(prompt) => of_prompt(prompt),
     }
 }

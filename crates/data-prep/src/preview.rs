@@ -2,8 +2,10 @@
 
 use std::fmt::Write as _;
 
-use data::encode::TokenRow;
+use data::encode::{EncodedPair, TokenRow};
 use data::tokenizer::Tokenizer;
+
+use crate::tokenise::{Made, Rows};
 
 const COUNTED: &str = "\u{1b}[32m";
 const UNCOUNTED: &str = "\u{1b}[2m";
@@ -18,22 +20,67 @@ pub(crate) enum Style {
     Brackets,
 }
 
-/// The first tokens of a row, divided by `·`; what counts in the loss is marked.
-pub(crate) fn row(tokenizer: &Tokenizer, row: &TokenRow, most: usize, style: Style) -> String {
+/// Something to show.
+pub(crate) enum Preview {
+    Row(TokenRow),
+    Pair(EncodedPair),
+    Prompt(Vec<u32>),
+}
+
+impl Preview {
+    /// What became of an example.
+    pub(crate) fn of(made: &Made) -> Vec<Self> {
+        match &made.rows {
+            Rows::Tokens(encoded) => encoded.rows.iter().cloned().map(Self::Row).collect(),
+            Rows::Pair(pair) => vec![Self::Pair(pair.clone())],
+            Rows::Prompt(ids) => vec![Self::Prompt(ids.clone())],
+        }
+    }
+
+    /// Its lines, each with at most so many tokens.
+    pub(crate) fn lines(&self, tokenizer: &Tokenizer, most: usize, style: Style) -> Vec<String> {
+        let line = |name: &str, ids: &[u32], counts: bool| {
+            format!("{name:<8}  {}", pieces(tokenizer, ids, |_| counts, most, style))
+        };
+        match self {
+            Self::Row(row) => vec![self::row(tokenizer, row, most, style)],
+            Self::Prompt(ids) => vec![pieces(tokenizer, ids, |_| false, most, style)],
+            Self::Pair(pair) => vec![
+                line("prompt", &pair.prompt, false),
+                line("chosen", &pair.chosen, true),
+                line("rejected", &pair.rejected, true),
+            ],
+        }
+    }
+}
+
+/// The first tokens of a row; what counts in the loss is marked.
+fn row(tokenizer: &Tokenizer, row: &TokenRow, most: usize, style: Style) -> String {
+    // The first token of a row is never predicted.
+    pieces(tokenizer, &row.ids, |index| row.mask[index] && index > 0, most, style)
+}
+
+/// The first tokens, divided by `·`; those that count are marked.
+fn pieces(
+    tokenizer: &Tokenizer,
+    ids: &[u32],
+    counts: impl Fn(usize) -> bool,
+    most: usize,
+    style: Style,
+) -> String {
     let mut out = String::new();
     let mut inside = false;
-    let shown = row.ids.len().min(most);
+    let shown = ids.len().min(most);
     let mut index = 0;
     while index < shown {
-        // The first token of a row is never predicted.
-        let counts = row.mask[index] && index > 0;
+        let counts = counts(index);
         if index == 0 || counts != inside {
             change(&mut out, index > 0 && inside, counts, style);
             inside = counts;
         } else {
             out.push('·');
         }
-        let (text, tokens) = spell(tokenizer, &row.ids[index..shown]);
+        let (text, tokens) = spell(tokenizer, &ids[index..shown]);
         out.push_str(&text);
         index += tokens;
     }
@@ -42,8 +89,8 @@ pub(crate) fn row(tokenizer: &Tokenizer, row: &TokenRow, most: usize, style: Sty
         Style::Brackets if inside => out.push('⟧'),
         Style::Brackets => {}
     }
-    if shown < row.ids.len() {
-        let _ = write!(out, " … and {} more tokens", row.ids.len() - shown);
+    if shown < ids.len() {
+        let _ = write!(out, " … and {} more tokens", ids.len() - shown);
     }
     out
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use artifact::pairs::PairCounts;
 use artifact::tokens::TokenCounts;
 use serde::Serialize;
 use serde_json::Value;
@@ -14,12 +15,24 @@ use crate::prepare::Counts;
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct SetReport {
     pub(crate) records_read: u64,
+    /// Pairs in those records, where it is pairs that are made: a record may hold several, or none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) pairs: Option<u64>,
+    /// Records, or pairs.
     pub(crate) records_kept: u64,
     pub(crate) dropped: BTreeMap<&'static str, u64>,
-    pub(crate) train: TokenCounts,
-    pub(crate) validation: TokenCounts,
-    /// Held-out prompts with a checker.
+    /// Absent where there are prompts only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) train: Option<SplitCounts>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) validation: Option<SplitCounts>,
+    /// Held-out prompts.
     pub(crate) prompts: u64,
+    /// Prompts of the training split.
+    pub(crate) train_prompts: u64,
+    /// Tokens of the longest prompt, where there are prompts only.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) longest_prompt: u64,
     /// UTF-8 bytes of the kept texts, as they were tokenised.
     pub(crate) bytes: u64,
     /// Tokens made of them, special tokens included.
@@ -37,15 +50,68 @@ pub(crate) struct SetReport {
     pub(crate) warnings: Vec<String>,
 }
 
+/// The rows of one split.
+#[derive(Debug, Serialize)]
+pub(crate) struct SplitCounts {
+    pub(crate) rows: u64,
+    pub(crate) tokens: u64,
+    /// Absent for pairs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) targets: Option<u64>,
+    pub(crate) longest: u64,
+}
+
+impl From<TokenCounts> for SplitCounts {
+    fn from(counts: TokenCounts) -> Self {
+        let TokenCounts { rows, tokens, targets, longest } = counts;
+        Self { rows, tokens, targets: Some(targets), longest }
+    }
+}
+
+impl From<PairCounts> for SplitCounts {
+    fn from(counts: PairCounts) -> Self {
+        let PairCounts { rows, tokens, longest } = counts;
+        Self { rows, tokens, targets: None, longest }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 impl SetReport {
+    /// Counts what is peculiar about a row, or the row of a pair.
+    pub(crate) fn count_row<'a>(
+        &mut self,
+        tokens_cut: usize,
+        straddles: bool,
+        closed: bool,
+        ids: impl IntoIterator<Item = &'a u32>,
+        unknown: Option<u32>,
+    ) {
+        self.truncated_records += u64::from(tokens_cut > 0);
+        self.truncated_tokens += tokens_cut as u64;
+        self.straddling_records += u64::from(straddles);
+        self.open_records += u64::from(!closed);
+        if let Some(unknown) = unknown {
+            self.unknown_tokens += ids.into_iter().filter(|id| **id == unknown).count() as u64;
+        }
+    }
+
     /// Takes over the counts and derives the rest.
     pub(crate) fn close(&mut self, counts: Counts, stops: bool, config: &DatasetConfig) {
         self.records_read = counts.read;
+        self.pairs = config.kind.is_pairs().then_some(counts.examples);
         self.dropped = counts.dropped;
         if self.bytes > 0 {
             self.tokens_per_byte = self.tokens as f64 / self.bytes as f64;
         }
-        if config.validation_fraction > 0.0 && self.validation.rows == 0 {
+        let held_out = match &self.validation {
+            Some(validation) => validation.rows,
+            None => self.prompts,
+        };
+        if config.validation_fraction > 0.0 && held_out == 0 {
             self.warnings.push(format!(
                 "no record of {} fell into the validation split; raise validation_fraction, or cut text \
                  into smaller records with read.text_unit",
@@ -79,24 +145,38 @@ impl SetReport {
     pub(crate) fn lines(&self, name: &str) -> String {
         let mut out = String::new();
         let dropped: u64 = self.dropped.values().sum();
+        let pairs = self.pairs.map(|pairs| format!(" {pairs} pairs in them,")).unwrap_or_default();
         let _ = writeln!(
             out,
-            "{name}: {} records read, {} kept, {} dropped",
+            "{name}: {} records read,{pairs} {} kept, {} dropped",
             self.records_read, self.records_kept, dropped
         );
         for (reason, count) in &self.dropped {
             let _ = writeln!(out, "  dropped {count:>9}  {reason}");
         }
         for (split, counts) in [("train", &self.train), ("validation", &self.validation)] {
-            let _ = writeln!(
-                out,
-                "  {split:<10} {:>9} rows {:>12} tokens {:>12} counted in the loss, longest row {}",
-                counts.rows, counts.tokens, counts.targets, counts.longest
-            );
+            let Some(SplitCounts { rows, tokens, targets, longest }) = counts else { continue };
+            let _ = match targets {
+                Some(targets) => writeln!(
+                    out,
+                    "  {split:<10} {rows:>9} rows {tokens:>12} tokens {targets:>12} counted in the loss, longest row {longest}"
+                ),
+                None => writeln!(
+                    out,
+                    "  {split:<10} {rows:>9} pairs {tokens:>12} tokens, longest prompt with response {longest}"
+                ),
+            };
         }
         let _ = writeln!(out, "  {:.3} tokens per byte of text", self.tokens_per_byte);
+        if self.train_prompts > 0 {
+            let _ = writeln!(out, "  {} prompts of the training split", self.train_prompts);
+        }
         if self.prompts > 0 {
-            let _ = writeln!(out, "  {} held-out prompts with a checker", self.prompts);
+            let with = if self.train.is_some() { " with a checker" } else { "" };
+            let _ = writeln!(out, "  {} held-out prompts{with}", self.prompts);
+        }
+        if self.longest_prompt > 0 {
+            let _ = writeln!(out, "  longest prompt {} tokens", self.longest_prompt);
         }
         if self.split_records > 0 {
             let _ = writeln!(out, "  {} long records cut into several rows", self.split_records);

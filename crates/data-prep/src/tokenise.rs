@@ -2,17 +2,21 @@
 
 use anyhow::Context as _;
 use artifact::RunDir;
-use artifact::prompts::{PromptRow, PromptWriter};
-use artifact::tokens::{TokenMeta, TokenWriter};
-use data::encode::{EncodeError, EncodeOptions, Encoded, Skip, TokenRow, encode_example};
-use data::format::{Example, Mapped, Message};
-use data::template::{ChatTemplate, TemplateError};
-use data::tokenizer::Tokenizer;
+use data::encode::{
+    EncodeError, EncodeOptions, Encoded, EncodedPair, Skip, encode_example, encode_pair,
+};
+use data::format::{Example, Kind, Message, Prompt};
+use data::template::TemplateError;
+use data::tokenizer::{Tokenizer, TokenizerError};
 use rayon::prelude::*;
 
 use crate::config::BadRecords;
+use crate::files::Files;
 use crate::plan::{DatasetPlan, Plan};
-use crate::prepare::{Chunk, Counts, Prepare, Prepared, Reader, Split};
+use crate::prepare::{
+    Chunk, Counts, EMPTY_RESPONSE, EQUAL_RESPONSES, Prepare, Prepared, Reader, Split,
+};
+use crate::preview::Preview;
 use crate::report::SetReport;
 use crate::vocabulary::Vocabulary;
 
@@ -20,14 +24,35 @@ use crate::vocabulary::Vocabulary;
 pub(crate) struct SetOutput {
     pub(crate) report: SetReport,
     /// The first rows.
-    pub(crate) preview: Vec<TokenRow>,
+    pub(crate) preview: Vec<Preview>,
+}
+
+/// What an example became.
+pub(crate) struct Made {
+    pub(crate) rows: Rows,
+    /// Where one is to be written.
+    pub(crate) prompt: Option<RenderedPrompt>,
+}
+
+/// The rows of an example.
+pub(crate) enum Rows {
+    Tokens(Encoded),
+    Pair(EncodedPair),
+    /// A prompt alone, as token ids.
+    Prompt(Vec<u32>),
+}
+
+/// A prompt as a model gets it.
+pub(crate) struct RenderedPrompt {
+    pub(crate) text: String,
+    /// The answer that the record has.
+    pub(crate) response: Option<String>,
 }
 
 /// An example made into rows, or the reason why not.
-type Tokenised = anyhow::Result<Result<Encoded, &'static str>>;
+type Tokenised = anyhow::Result<Result<Made, &'static str>>;
 
-/// Writes `data/<name>/train.parquet`, `validation.parquet` and, where held-out records carry a
-/// checker, `prompts.parquet`.
+/// Writes the files of a data set; see the text of the crate.
 pub(crate) fn write_set(
     run: &RunDir,
     set: &DatasetPlan,
@@ -77,7 +102,7 @@ pub(crate) fn write_set(
         *prepare.counts.dropped.entry(reason).or_default() += count;
     }
     files.finish(&mut output.report)?;
-    let stops = !vocabulary.tokenizer.stop_ids(None).is_empty() || set.is_chat();
+    let stops = !vocabulary.tokenizer.stop_ids(None).is_empty() || set.config.kind.is_chat();
     output.report.close(prepare.counts, stops, &set.config);
     if output.report.records_kept == 0 {
         let reasons: Vec<String> =
@@ -108,24 +133,24 @@ fn make(
 }
 
 /// Where rows end: files, report and preview.
-struct Sink<'a> {
-    files: Files<'a>,
+struct Sink {
+    files: Files,
     output: SetOutput,
     preview_rows: usize,
     dropped: Counts,
 }
 
-impl Sink<'_> {
+impl Sink {
     fn take(&mut self, rows: Vec<(Prepared, Tokenised)>) -> anyhow::Result<()> {
         let Self { files, output, preview_rows, dropped } = self;
         for (prepared, tokenised) in rows {
             match tokenised? {
                 Err(reason) => dropped.drop(reason),
-                Ok(encoded) => {
+                Ok(made) => {
                     let room = preview_rows.saturating_sub(output.preview.len());
-                    output.preview.extend(encoded.rows.iter().take(room).cloned());
-                    files.write(&prepared, &encoded)?;
-                    count(&mut output.report, &encoded, files.unknown);
+                    output.preview.extend(Preview::of(&made).into_iter().take(room));
+                    files.write(&prepared, &made)?;
+                    count(&mut output.report, &made, files.unknown);
                 }
             }
         }
@@ -133,29 +158,38 @@ impl Sink<'_> {
     }
 }
 
-fn count(report: &mut SetReport, encoded: &Encoded, unknown: Option<u32>) {
+fn count(report: &mut SetReport, made: &Made, unknown: Option<u32>) {
     report.records_kept += 1;
-    report.bytes += encoded.bytes as u64;
-    // Rows of a split record share their border token.
-    let tokens: usize = encoded.rows.iter().map(|row| row.ids.len()).sum();
-    report.tokens += (tokens + encoded.tokens_cut + 1 - encoded.rows.len()) as u64;
-    report.truncated_records += u64::from(encoded.tokens_cut > 0);
-    report.truncated_tokens += encoded.tokens_cut as u64;
-    report.split_records += u64::from(encoded.rows.len() > 1);
-    report.straddling_records += u64::from(encoded.straddles);
-    report.open_records += u64::from(!encoded.closed);
-    if let Some(unknown) = unknown {
-        let ids = encoded.rows.iter().flat_map(|row| &row.ids);
-        report.unknown_tokens += ids.filter(|id| **id == unknown).count() as u64;
+    match &made.rows {
+        Rows::Prompt(ids) => {
+            report.bytes += made.prompt.as_ref().map_or(0, |prompt| prompt.text.len() as u64);
+            report.tokens += ids.len() as u64;
+            report.longest_prompt = report.longest_prompt.max(ids.len() as u64);
+            report.count_row(0, false, true, ids, unknown);
+        }
+        Rows::Tokens(encoded) => {
+            report.bytes += encoded.bytes as u64;
+            // Rows of a split record share their border token.
+            let tokens: usize = encoded.rows.iter().map(|row| row.ids.len()).sum();
+            report.tokens += (tokens + encoded.tokens_cut + 1 - encoded.rows.len()) as u64;
+            report.split_records += u64::from(encoded.rows.len() > 1);
+            let ids = encoded.rows.iter().flat_map(|row| &row.ids);
+            report.count_row(encoded.tokens_cut, encoded.straddles, encoded.closed, ids, unknown);
+        }
+        Rows::Pair(pair) => {
+            report.bytes += pair.bytes as u64;
+            // Its bytes have the prompt twice, too.
+            report.tokens += (pair.num_tokens() + pair.prompt.len() + pair.tokens_cut) as u64;
+            let ids = [&pair.prompt, &pair.chosen, &pair.rejected].into_iter().flatten();
+            report.count_row(pair.tokens_cut, pair.straddles, pair.closed, ids, unknown);
+        }
     }
 }
 
 fn tokenise(set: &DatasetPlan, vocabulary: &Vocabulary, prepared: &Prepared) -> Tokenised {
-    let options = EncodeOptions { max_length: set.config.max_length, overlong: set.overlong };
-    let template = vocabulary.template.as_ref();
-    match encode_example(&vocabulary.tokenizer, template, &prepared.mapped.example, options) {
-        Ok(Ok(encoded)) => Ok(Ok(encoded)),
-        Ok(Err(skip)) => Ok(Err(reason(&skip))),
+    match rows_of(set, vocabulary, prepared) {
+        Ok(Ok(made)) => Ok(Ok(made)),
+        Ok(Err(skip)) => Ok(Err(reason(&skip, set.config.kind))),
         Err(EncodeError::Template(TemplateError::Render(_)))
             if set.config.bad_records == BadRecords::Skip =>
         {
@@ -165,107 +199,102 @@ fn tokenise(set: &DatasetPlan, vocabulary: &Vocabulary, prepared: &Prepared) -> 
     }
 }
 
-fn reason(skip: &Skip) -> &'static str {
+fn rows_of(
+    set: &DatasetPlan,
+    vocabulary: &Vocabulary,
+    prepared: &Prepared,
+) -> Result<Result<Made, Skip>, EncodeError> {
+    let options = EncodeOptions { max_length: set.config.max_length, overlong: set.overlong };
+    let (tokenizer, template) = (&vocabulary.tokenizer, vocabulary.template.as_ref());
+    let example = &prepared.mapped.example;
+    let rows = match example {
+        Example::Preference(pair) => {
+            encode_pair(tokenizer, template, pair, options)?.map(Rows::Pair)
+        }
+        Example::Prompt(prompt) => return prompt_alone(vocabulary, prompt, options.max_length),
+        _ => encode_example(tokenizer, template, example, options)?.map(Rows::Tokens),
+    };
+    let rows = match rows {
+        Ok(rows) => rows,
+        Err(skip) => return Ok(Err(skip)),
+    };
+    let wanted = match prepared.split {
+        Split::Train => set.config.train_prompts,
+        Split::Validation => prepared.mapped.checker.is_some(),
+    };
+    let prompt = if wanted { render_prompt(vocabulary, example)? } else { None };
+    Ok(Ok(Made { rows, prompt }))
+}
+
+/// A prompt without a response. It is never cut: what follows its end would not be an answer.
+fn prompt_alone(
+    vocabulary: &Vocabulary,
+    prompt: &Prompt,
+    max_length: usize,
+) -> Result<Result<Made, Skip>, EncodeError> {
+    let tokenizer = &vocabulary.tokenizer;
+    if let Prompt::Messages(messages) = prompt
+        && let Some(token) = messages.iter().find_map(|m| tokenizer.special_in(&m.content))
+    {
+        return Ok(Err(Skip::SpecialToken { token: token.to_owned() }));
+    }
+    let text = prompt_text(vocabulary, prompt)?;
+    let ids = tokenizer.encode(&text, false)?.ids;
+    if ids.len() > max_length {
+        return Ok(Err(Skip::TooLong { tokens: ids.len() }));
+    }
+    let prompt = Some(RenderedPrompt { text, response: None });
+    Ok(Ok(Made { rows: Rows::Prompt(ids), prompt }))
+}
+
+fn reason(skip: &Skip, kind: Kind) -> &'static str {
     match skip {
+        Skip::Empty if kind.is_pairs() => EMPTY_RESPONSE,
         Skip::Empty => "empty",
         Skip::TooLong { .. } => "more tokens than max_length",
+        Skip::NoTargets if kind.is_pairs() => "nothing of a response is left within max_length",
         Skip::NoTargets => "nothing counted in the loss is left within max_length",
+        Skip::Equal { cut: false } => EQUAL_RESPONSES,
+        Skip::Equal { cut: true } => "both responses are the same within max_length",
         Skip::SpecialToken { .. } => "a special token is spelled out in the text",
     }
 }
 
-/// The open output files of a data set.
-struct Files<'a> {
-    run: &'a RunDir,
-    name: &'a str,
-    vocabulary: &'a Vocabulary,
-    train: TokenWriter,
-    validation: TokenWriter,
-    prompts: Option<PromptWriter>,
-    unknown: Option<u32>,
-}
-
-impl<'a> Files<'a> {
-    fn create(
-        run: &'a RunDir,
-        set: &'a DatasetPlan,
-        vocabulary: &'a Vocabulary,
-    ) -> anyhow::Result<Self> {
-        let tokenizer = &vocabulary.tokenizer;
-        let template = vocabulary.template.as_ref().filter(|_| set.is_chat());
-        let meta = TokenMeta {
-            tokenizer: tokenizer.digest(),
-            vocab_size: tokenizer.vocab_size(),
-            seq_len: set.config.max_length,
-            chat_template: template.map(ChatTemplate::digest),
-        };
-        let unknown = tokenizer.specials().get("unk_token").and_then(|unk| tokenizer.token_id(unk));
-        Ok(Self {
-            run,
-            name: &set.name,
-            vocabulary,
-            train: TokenWriter::create(run.data_file(&set.name, "train"), meta.clone())?,
-            validation: TokenWriter::create(run.data_file(&set.name, "validation"), meta)?,
-            prompts: None,
-            unknown,
-        })
-    }
-
-    fn write(&mut self, prepared: &Prepared, encoded: &Encoded) -> anyhow::Result<()> {
-        let writer = match prepared.split {
-            Split::Train => &mut self.train,
-            Split::Validation => &mut self.validation,
-        };
-        for row in &encoded.rows {
-            writer.write_row(&row.ids, Some(&row.mask))?;
-        }
-        if prepared.split == Split::Validation
-            && let Some(row) = prompt_row(self.vocabulary, &prepared.mapped)?
-        {
-            if self.prompts.is_none() {
-                let path = self.run.data_file(self.name, "prompts");
-                self.prompts = Some(PromptWriter::create(path)?);
-            }
-            if let Some(prompts) = &mut self.prompts {
-                prompts.write_row(&row)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(self, report: &mut SetReport) -> anyhow::Result<()> {
-        report.train = self.train.finish()?;
-        report.validation = self.validation.finish()?;
-        if let Some(prompts) = self.prompts {
-            report.prompts = prompts.finish()?;
-        }
-        Ok(())
-    }
-}
-
-/// The prompt of a held-out record with a checker, rendered as far as where the model answers.
-fn prompt_row(vocabulary: &Vocabulary, mapped: &Mapped) -> anyhow::Result<Option<PromptRow>> {
-    let Some(checker) = &mapped.checker else { return Ok(None) };
-    let (prompt, response) = match (&mapped.example, &vocabulary.template) {
-        (Example::Chat { messages }, Some(template)) => {
+/// The prompt of an example as a model gets it, with the answer that the record has. Running text has none.
+fn render_prompt(
+    vocabulary: &Vocabulary,
+    example: &Example,
+) -> Result<Option<RenderedPrompt>, EncodeError> {
+    let (text, response) = match example {
+        Example::Text { .. } => return Ok(None),
+        Example::Chat { messages } => {
             let last = messages.iter().rposition(Message::counts).unwrap_or_default();
-            (template.render(&messages[..last], true)?, messages[last].content.clone())
+            (chat_text(vocabulary, &messages[..last])?, Some(&messages[last].content))
         }
-        (Example::Completion { prompt, completion }, _) => {
-            (with_bos(&vocabulary.tokenizer, prompt)?, completion.clone())
+        Example::Completion { prompt, completion } => {
+            (with_bos(&vocabulary.tokenizer, prompt)?, Some(completion))
         }
-        _ => return Ok(None),
+        Example::Preference(pair) => (prompt_text(vocabulary, &pair.prompt)?, Some(&pair.chosen)),
+        Example::Prompt(prompt) => (prompt_text(vocabulary, prompt)?, None),
     };
-    Ok(Some(PromptRow {
-        prompt,
-        answer: Some(mapped.answer.clone().unwrap_or(response)),
-        task: mapped.task.clone(),
-        checker: Some(serde_json::to_string(checker)?),
-    }))
+    Ok(Some(RenderedPrompt { text, response: response.cloned() }))
+}
+
+fn prompt_text(vocabulary: &Vocabulary, prompt: &Prompt) -> Result<String, EncodeError> {
+    match prompt {
+        Prompt::Messages(messages) => chat_text(vocabulary, messages),
+        Prompt::Text(text) => Ok(with_bos(&vocabulary.tokenizer, text)?),
+    }
+}
+
+/// A conversation up to where the assistant answers.
+fn chat_text(vocabulary: &Vocabulary, messages: &[Message]) -> Result<String, EncodeError> {
+    let template = vocabulary.template.as_ref().ok_or(EncodeError::NoTemplate)?;
+    Ok(template.render(messages, true)?)
 }
 
 /// Spells out the BOS that the tokenizer puts before a plain text.
-fn with_bos(tokenizer: &Tokenizer, prompt: &str) -> anyhow::Result<String> {
+fn with_bos(tokenizer: &Tokenizer, prompt: &str) -> Result<String, TokenizerError> {
     let adds = tokenizer.encode("", true)?.ids.first() == tokenizer.bos_id().as_ref();
     let bos = tokenizer.specials().get("bos_token").filter(|_| adds).unwrap_or_default();
     Ok(format!("{bos}{prompt}"))

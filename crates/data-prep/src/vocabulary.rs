@@ -6,7 +6,7 @@ use data::tokenizer::{BpeOptions, Tokenizer};
 use tracing::{info, warn};
 
 use crate::config::TrainTokenizer;
-use crate::plan::{DatasetPlan, Plan, TokenizerPlan};
+use crate::plan::{Plan, TokenizerPlan};
 use crate::prepare::{Prepare, Prepared, Reader, Split, texts};
 
 /// The tokenizer with its chat template compiled.
@@ -145,7 +145,7 @@ fn settle_template(
     tokenizer: &mut Tokenizer,
     warnings: &mut Vec<String>,
 ) -> anyhow::Result<Option<ChatTemplate>> {
-    let needed = plan.datasets.iter().any(DatasetPlan::is_chat);
+    let needed = plan.datasets.iter().any(|set| set.config.kind.is_chat());
     let source = match (&plan.chat_template, tokenizer.chat_template()) {
         (Some(source), _) => source.clone(),
         (None, Some(own)) => own.to_owned(),

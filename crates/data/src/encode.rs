@@ -9,9 +9,12 @@
 //! - Conversations are tokenised without adding special tokens: the template writes them, so there is
 //!   never a second BOS. Prompt-completion pairs and running text get what the tokenizer adds (BOS).
 //! - EOS is appended to running text and to completions; conversations are closed by their template.
+//! - A pair is two such texts, each tokenised whole; [`encode_pair`] divides them where the last answer
+//!   begins.
 //! - A row that is cut gets no EOS, and what is masked is masked by position, never by token id, so a
 //!   padding token that equals EOS changes nothing.
 
+mod pairs;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +22,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::pairs::{EncodedPair, encode_pair};
 use crate::format::{Example, Message};
 use crate::template::{ChatTemplate, TemplateError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -79,7 +83,7 @@ pub struct Encoded {
 /// Why an example gives no row. Not an error: the caller counts these.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Skip {
-    /// The text, or every counted message, is blank.
+    /// The text, every counted message, or a response of a pair is blank.
     Empty,
     /// More than `max_length` tokens under [`Overlong::Drop`].
     TooLong {
@@ -88,6 +92,11 @@ pub enum Skip {
     },
     /// Nothing that counts is left, for instance after cutting.
     NoTargets,
+    /// The responses of a pair are the same.
+    Equal {
+        /// Whether only within `max_length`.
+        cut: bool,
+    },
     /// The text of a conversation spells out a special token, which would forge a turn.
     SpecialToken {
         /// The token.
@@ -113,12 +122,18 @@ pub enum EncodeError {
     /// Splitting is for running text.
     #[error("overlong = \"split\" is for kind = \"text\"; use \"truncate\" or \"drop\"")]
     CannotSplit,
+    /// It becomes another kind of row.
+    #[error("a {0} is no token row; encode pairs with `encode_pair` and write prompts as text")]
+    NoTokenRow(&'static str),
     /// Rows of one token predict nothing.
     #[error("max_length must be at least 2, not {0}")]
     MaxLength(usize),
 }
 
 /// Makes token rows of one example. `template` is needed for conversations.
+///
+/// # Errors
+/// [`EncodeError`]; also for pairs and prompts, which become other rows.
 pub fn encode_example(
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,
@@ -128,42 +143,84 @@ pub fn encode_example(
     if options.max_length < 2 {
         return Err(EncodeError::MaxLength(options.max_length));
     }
-    match example {
+    let whole = match example {
         Example::Text { text } => {
             if text.trim().is_empty() {
                 return Ok(Err(Skip::Empty));
             }
-            encode_text(tokenizer, text, options)
+            return encode_text(tokenizer, text, options);
         }
-        _ if options.overlong == Overlong::Split => Err(EncodeError::CannotSplit),
+        Example::Preference(_) => return Err(EncodeError::NoTokenRow("pair")),
+        Example::Prompt(_) => return Err(EncodeError::NoTokenRow("prompt")),
+        _ if options.overlong == Overlong::Split => return Err(EncodeError::CannotSplit),
         Example::Chat { messages } => {
-            let template = template.ok_or(EncodeError::NoTemplate)?;
             if messages.iter().all(|m| !m.counts() || m.content.trim().is_empty()) {
                 return Ok(Err(Skip::Empty));
             }
-            let forged = messages.iter().find_map(|m| tokenizer.special_in(&m.content));
-            if let Some(token) = forged {
-                return Ok(Err(Skip::SpecialToken { token: token.to_owned() }));
-            }
-            let rendered = template.render_with_spans(messages)?;
-            let encoding = tokenizer.encode(&rendered.text, false)?;
-            let (mask, straddles) = mask_of(&encoding.offsets, &rendered.spans);
-            let row = TokenRow { ids: encoding.ids, mask };
-            Ok(cut(row, rendered.closed, straddles, rendered.text.len(), options))
+            conversation(tokenizer, template, messages)?
         }
         Example::Completion { prompt, completion } => {
             if completion.trim().is_empty() {
                 return Ok(Err(Skip::Empty));
             }
-            let text = format!("{prompt}{completion}");
-            let encoding = tokenizer.encode_plain(&text, true)?;
-            let span = prompt.len()..text.len();
-            let (mask, straddles) = mask_of(&encoding.offsets, std::slice::from_ref(&span));
-            let mut row = TokenRow { ids: encoding.ids, mask };
-            let closed = close(tokenizer, &mut row);
-            Ok(cut(row, closed, straddles, text.len(), options))
+            Ok(continuation(tokenizer, prompt, completion)?)
         }
+    };
+    Ok(whole.and_then(|whole| cut(whole, options)))
+}
+
+/// A prompt with what counts, tokenised, before any limit.
+struct Whole {
+    row: TokenRow,
+    /// The first token of the last part that counts.
+    last: usize,
+    straddles: bool,
+    closed: bool,
+    bytes: usize,
+}
+
+/// A conversation through the template.
+fn conversation(
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    messages: &[Message],
+) -> Result<Result<Whole, Skip>, EncodeError> {
+    let template = template.ok_or(EncodeError::NoTemplate)?;
+    let forged = messages.iter().find_map(|m| tokenizer.special_in(&m.content));
+    if let Some(token) = forged {
+        return Ok(Err(Skip::SpecialToken { token: token.to_owned() }));
     }
+    let rendered = template.render_with_spans(messages)?;
+    let encoding = tokenizer.encode(&rendered.text, false)?;
+    let (mask, straddles) = mask_of(&encoding.offsets, &rendered.spans);
+    let last_span = &rendered.spans[rendered.spans.len().saturating_sub(1)..];
+    let (last, _) = mask_of(&encoding.offsets, last_span);
+    Ok(Ok(Whole {
+        last: last.iter().position(|counts| *counts).unwrap_or(mask.len()),
+        row: TokenRow { ids: encoding.ids, mask },
+        straddles,
+        closed: rendered.closed,
+        bytes: rendered.text.len(),
+    }))
+}
+
+/// A prompt and what follows it as they are, with EOS.
+fn continuation(
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    completion: &str,
+) -> Result<Whole, EncodeError> {
+    let text = format!("{prompt}{completion}");
+    let encoding = tokenizer.encode_plain(&text, true)?;
+    let span = prompt.len()..text.len();
+    let (mask, straddles) = mask_of(&encoding.offsets, std::slice::from_ref(&span));
+    // BOS stands for no bytes, so it counts where there is no prompt; but it is the model's to be given.
+    let given = usize::from(encoding.ids.first() == tokenizer.bos_id().as_ref());
+    let last = mask.iter().skip(given).position(|counts| *counts);
+    let last = last.map_or(mask.len(), |at| at + given);
+    let mut row = TokenRow { ids: encoding.ids, mask };
+    let closed = close(tokenizer, &mut row);
+    Ok(Whole { row, last, straddles, closed, bytes: text.len() })
 }
 
 /// The ids of a conversation up to where the assistant would answer: what to generate from.
@@ -216,13 +273,8 @@ fn close(tokenizer: &Tokenizer, row: &mut TokenRow) -> bool {
 }
 
 /// Applies the length limit to a row with a prompt.
-fn cut(
-    mut row: TokenRow,
-    closed: bool,
-    straddles: bool,
-    bytes: usize,
-    options: EncodeOptions,
-) -> Result<Encoded, Skip> {
+fn cut(whole: Whole, options: EncodeOptions) -> Result<Encoded, Skip> {
+    let Whole { mut row, straddles, closed, bytes, .. } = whole;
     let tokens = row.ids.len();
     let tokens_cut = tokens.saturating_sub(options.max_length);
     if tokens_cut > 0 && options.overlong == Overlong::Drop {
@@ -247,7 +299,8 @@ fn encode_text(
     let mut row = TokenRow { ids, mask };
     let closed = close(tokenizer, &mut row);
     if row.ids.len() <= options.max_length || options.overlong != Overlong::Split {
-        return Ok(cut(row, closed, false, text.len(), options));
+        let whole = Whole { row, last: 0, straddles: false, closed, bytes: text.len() };
+        return Ok(cut(whole, options));
     }
     let mut rows = Vec::new();
     let mut start = 0;

@@ -7,21 +7,33 @@
 //! | `text` | `text` |
 //! | `chat` | `messages` (role, content), `conversations` (ShareGPT: from, value), `prompt` + `completion` or `response` (strings, or both lists of messages), `instruction` + `output` (Alpaca, with optional `input`, `system`, `history`) |
 //! | `completion` | `prompt` + `completion` or `response`, `instruction` + `output` through [`Mapping::instruction_template`] |
+//! | `preference` | a prompt, below, with `chosen` + `rejected` (a string, a message, or a list of messages that may repeat the prompt); `chosen` + `rejected` alone (lists of messages, or transcripts as in hh-rlhf) that differ in the last answer; a prompt with `responses`, `replies` or `completions` (each with `rank`, 0 is best, or `score`): every two of different rank; a tree of Open Assistant (`prompt` with `replies` in it) |
+//! | `preference-plain` | `prompt` (string) or `instruction` with `chosen` + `rejected` or with `responses`, ...; two transcripts |
+//! | `prompt` | every form of `chat` up to its last answer, or a prompt alone |
+//!
+//! A prompt is `prompt` (a string or a list of messages), `conversations` or `messages`, or
+//! `instruction` (with optional `input`, `system`, `history`). A pair may have a `margin` and a
+//! `probability`.
 //!
 //! Everything else needs a mapping: column names (`prompt = "Q"`) or templates over the record's
 //! fields (`prompt_template = "{{ title }}: {{ question }}"`, Jinja; an odd name is
 //! `{{ record["acceptable?"] }}`).
 
+mod error;
+mod mapping;
 mod messages;
+mod preferences;
+mod rankings;
 #[cfg(test)]
 mod tests;
-
-use std::collections::BTreeMap;
+mod transcript;
 
 use minijinja::{Environment, UndefinedBehavior};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use self::error::FormatError;
+pub use self::mapping::Mapping;
 use crate::checker::Checker;
 use crate::records::{Origin, Record};
 
@@ -31,7 +43,7 @@ pub const ALPACA_TEMPLATE: &str = "{% if input %}Below is an instruction that de
 
 /// What the records of a data set are used as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// Running text: every token counts in the loss.
     Text,
@@ -39,6 +51,36 @@ pub enum Kind {
     Chat,
     /// A prompt and its completion as they are: the completion counts.
     Completion,
+    /// Two responses to one prompt, the preferred one first, through the chat template.
+    Preference,
+    /// Two responses to one prompt as they are.
+    PreferencePlain,
+    /// What a model is to answer, through the chat template.
+    Prompt,
+}
+
+impl Kind {
+    /// The name it has in a config.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Chat => "chat",
+            Self::Completion => "completion",
+            Self::Preference => "preference",
+            Self::PreferencePlain => "preference-plain",
+            Self::Prompt => "prompt",
+        }
+    }
+
+    /// Whether its examples are conversations, which the chat template renders.
+    pub fn is_chat(self) -> bool {
+        matches!(self, Self::Chat | Self::Preference | Self::Prompt)
+    }
+
+    /// Whether its examples are pairs of responses.
+    pub fn is_pairs(self) -> bool {
+        matches!(self, Self::Preference | Self::PreferencePlain)
+    }
 }
 
 /// One turn of a conversation.
@@ -65,8 +107,32 @@ impl Message {
     }
 }
 
-/// A record in the form that tokenisation needs.
+/// What a response follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prompt {
+    /// A conversation up to where the assistant answers.
+    Messages(Vec<Message>),
+    /// Text that the response goes on from, with nothing between.
+    Text(String),
+}
+
+/// Two responses to one prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Preference {
+    /// What both answer.
+    pub prompt: Prompt,
+    /// The preferred response.
+    pub chosen: String,
+    /// The other one.
+    pub rejected: String,
+    /// By how much the chosen one is preferred; finite.
+    pub margin: Option<f32>,
+    /// How likely it is that the chosen one is the better, from 0 to 1; absent: certain.
+    pub probability: Option<f32>,
+}
+
+/// A record in the form that tokenisation needs.
+#[derive(Debug, Clone, PartialEq)]
 pub enum Example {
     /// Running text.
     Text {
@@ -85,6 +151,21 @@ pub enum Example {
         /// Counts in the loss.
         completion: String,
     },
+    /// Two responses to one prompt; becomes a pair row.
+    Preference(Preference),
+    /// What a model is to answer; becomes a prompt row.
+    Prompt(Prompt),
+}
+
+/// Why a record gives no example although nothing is wrong with its form. The caller counts these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unfit {
+    /// Its two conversations differ before their last answers, so they have no prompt in common.
+    Parted,
+    /// One of its conversations does not end with the assistant's turn.
+    Unanswered,
+    /// It has no two responses of different rank.
+    Unranked,
 }
 
 /// An example with what a rule-based checker needs, where the record carries it.
@@ -100,104 +181,6 @@ pub struct Mapped {
     pub task: Option<String>,
 }
 
-/// How fields become an example. All absent: recognise the form by the field names.
-///
-/// `*_template` keys are Jinja over the record's fields (also reachable as `record["name"]`); the
-/// others are column names.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Mapping {
-    /// Column with the running text.
-    pub text: Option<String>,
-    /// Template of the running text.
-    pub text_template: Option<String>,
-    /// Column with a system message.
-    pub system: Option<String>,
-    /// Template of a system message; nothing is added where it renders to blank.
-    pub system_template: Option<String>,
-    /// Column with the prompt.
-    pub prompt: Option<String>,
-    /// Template of the prompt.
-    pub prompt_template: Option<String>,
-    /// Column with the completion.
-    pub completion: Option<String>,
-    /// Template of the completion.
-    pub completion_template: Option<String>,
-    /// Column with a list of messages.
-    pub messages: Option<String>,
-    /// The key of a message's role. Default: `role`, else `from`.
-    pub role_key: Option<String>,
-    /// The key of a message's text. Default: `content`, else `value`.
-    pub content_key: Option<String>,
-    /// Other names of roles, such as `{ tutor = "assistant" }`.
-    pub roles: BTreeMap<String, String>,
-    /// Prompt of `instruction`/`input` records for kind `completion`. Default: [`ALPACA_TEMPLATE`].
-    pub instruction_template: Option<String>,
-}
-
-/// Why a record or a mapping cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum FormatError {
-    /// A mapping names too much or too little.
-    #[error("mapping: {0}")]
-    Mapping(String),
-    /// A template does not compile.
-    #[error("mapping.{key}: not a valid template: {message}")]
-    Template {
-        /// The key of the mapping.
-        key: &'static str,
-        /// The engine's message.
-        message: String,
-    },
-    /// A template fails on a record.
-    #[error("{origin}: mapping.{key} fails: {message}; the record has {fields}")]
-    Render {
-        /// File and row.
-        origin: Origin,
-        /// The key of the mapping.
-        key: &'static str,
-        /// The engine's message.
-        message: String,
-        /// The record's field names.
-        fields: String,
-    },
-    /// No form matches the fields.
-    #[error(
-        "{origin}: cannot tell what this record is for kind `{kind}`: it has {fields}, and {wants} is needed; say which columns to use in [mapping]"
-    )]
-    Unrecognised {
-        /// File and row.
-        origin: Origin,
-        /// The kind asked for.
-        kind: &'static str,
-        /// The record's field names.
-        fields: String,
-        /// The recognised forms.
-        wants: &'static str,
-    },
-    /// A field is not there or null.
-    #[error("{origin}: no field `{field}`; the record has {fields}")]
-    Missing {
-        /// File and row.
-        origin: Origin,
-        /// The field.
-        field: String,
-        /// The record's field names.
-        fields: String,
-    },
-    /// A field has the wrong type or content.
-    #[error("{origin}: field `{field}`: {message}")]
-    Field {
-        /// File and row.
-        origin: Origin,
-        /// The field, with an index for list items.
-        field: String,
-        /// What is wrong.
-        message: String,
-    },
-}
-
 /// A compiled [`Mapping`] for one [`Kind`].
 pub struct Mapper {
     kind: Kind,
@@ -208,7 +191,7 @@ pub struct Mapper {
 impl Mapper {
     /// Checks the mapping against the kind and compiles its templates.
     pub fn new(kind: Kind, mapping: &Mapping) -> Result<Self, FormatError> {
-        check_keys(kind, mapping)?;
+        mapping.check(kind)?;
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.set_keep_trailing_newline(true);
@@ -219,6 +202,8 @@ impl Mapper {
             ("system_template", &mapping.system_template),
             ("prompt_template", &mapping.prompt_template),
             ("completion_template", &mapping.completion_template),
+            ("chosen_template", &mapping.chosen_template),
+            ("rejected_template", &mapping.rejected_template),
         ];
         let mut add = |key: &'static str, source: &str| {
             environment
@@ -235,19 +220,35 @@ impl Mapper {
         Ok(Self { kind, mapping: mapping.clone(), environment })
     }
 
-    /// Makes an example of one record.
-    pub fn map(&self, record: &Record) -> Result<Mapped, FormatError> {
-        let example = match self.kind {
-            Kind::Text => self.text(record)?,
-            Kind::Chat => self.chat(record)?,
-            Kind::Completion => self.completion(record)?,
+    /// Makes examples of one record: one, or several where it ranks more than two responses.
+    ///
+    /// # Errors
+    /// If its form is not recognised, or a field or the mapping is at fault.
+    pub fn map(&self, record: &Record) -> Result<Result<Vec<Mapped>, Unfit>, FormatError> {
+        let mut answer = label(record, artifact::columns::ANSWER);
+        let examples = match self.kind {
+            Kind::Text => vec![self.text(record)?],
+            Kind::Chat => vec![self.chat(record)?],
+            Kind::Completion => vec![self.completion(record)?],
+            Kind::Prompt => {
+                let (messages, response) = self.prompt(record)?;
+                answer = answer.or(response);
+                vec![Example::Prompt(Prompt::Messages(messages))]
+            }
+            Kind::Preference | Kind::PreferencePlain => match self.preferences(record)? {
+                Ok(pairs) => pairs.into_iter().map(Example::Preference).collect(),
+                Err(unfit) => return Ok(Err(unfit)),
+            },
         };
-        Ok(Mapped {
+        let checker = checker_of(record)?;
+        let task = label(record, artifact::columns::TASK);
+        let mapped = |example| Mapped {
             example,
-            checker: checker_of(record)?,
-            answer: label(record, artifact::columns::ANSWER),
-            task: label(record, artifact::columns::TASK),
-        })
+            checker: checker.clone(),
+            answer: answer.clone(),
+            task: task.clone(),
+        };
+        Ok(Ok(examples.into_iter().map(mapped).collect()))
     }
 
     fn text(&self, record: &Record) -> Result<Example, FormatError> {
@@ -288,12 +289,11 @@ impl Mapper {
             })?
         };
         if !messages.iter().any(Message::counts) {
-            return Err(FormatError::Field {
-                origin: record.origin.clone(),
-                field: "messages".to_owned(),
-                message: "no message of the assistant, so nothing would count in the loss"
-                    .to_owned(),
-            });
+            return Err(bad_field(
+                record,
+                "messages",
+                "no message of the assistant, so nothing would count in the loss",
+            ));
         }
         Ok(Example::Chat { messages })
     }
@@ -311,13 +311,8 @@ impl Mapper {
             });
         }
         if has("instruction") && has("output") {
-            let input = optional_string(record, "input")?.unwrap_or_default();
-            let mut fields = record.fields.clone();
-            fields.insert("instruction".to_owned(), string(record, "instruction")?.into());
-            fields.insert("input".to_owned(), Value::String(input.trim().to_owned()));
-            let record_with_input = Record { fields, origin: record.origin.clone() };
             return Ok(Example::Completion {
-                prompt: self.render(&record_with_input, "instruction_template")?,
+                prompt: self.instruction(record)?,
                 completion: string(record, "output")?,
             });
         }
@@ -326,6 +321,16 @@ impl Mapper {
             "completion",
             "`prompt` with `completion` or `response`, or `instruction` with `output`",
         ))
+    }
+
+    /// The prompt of an `instruction` record where no chat template is wanted.
+    fn instruction(&self, record: &Record) -> Result<String, FormatError> {
+        let input = optional_string(record, "input")?.unwrap_or_default();
+        let mut fields = record.fields.clone();
+        fields.insert("instruction".to_owned(), string(record, "instruction")?.into());
+        fields.insert("input".to_owned(), Value::String(input.trim().to_owned()));
+        let record_with_input = Record { fields, origin: record.origin.clone() };
+        self.render(&record_with_input, "instruction_template")
     }
 
     fn mapped_system(&self, record: &Record) -> Result<Option<String>, FormatError> {
@@ -373,51 +378,6 @@ impl Mapper {
     }
 }
 
-fn check_keys(kind: Kind, mapping: &Mapping) -> Result<(), FormatError> {
-    let wrong = |message: &str| Err(FormatError::Mapping(message.to_owned()));
-    let twice = [
-        ("text", &mapping.text, &mapping.text_template),
-        ("system", &mapping.system, &mapping.system_template),
-        ("prompt", &mapping.prompt, &mapping.prompt_template),
-        ("completion", &mapping.completion, &mapping.completion_template),
-    ];
-    for (name, column, template) in twice {
-        if column.is_some() && template.is_some() {
-            return wrong(&format!("give `{name}` or `{name}_template`, not both"));
-        }
-    }
-    let text = mapping.text.is_some() || mapping.text_template.is_some();
-    let prompt = mapping.prompt.is_some() || mapping.prompt_template.is_some();
-    let completion = mapping.completion.is_some() || mapping.completion_template.is_some();
-    let system = mapping.system.is_some() || mapping.system_template.is_some();
-    if prompt != completion {
-        return wrong("`prompt` and `completion` (or their templates) go together");
-    }
-    if mapping.messages.is_some() && (prompt || system) {
-        return wrong(
-            "`messages` already holds the whole conversation; drop prompt, completion and system",
-        );
-    }
-    if text && kind != Kind::Text {
-        return wrong("`text` is for kind = \"text\" only");
-    }
-    if kind == Kind::Text && (prompt || system || mapping.messages.is_some()) {
-        return wrong("kind = \"text\" takes `text` or `text_template` only");
-    }
-    if kind == Kind::Completion && (system || mapping.messages.is_some()) {
-        return wrong("kind = \"completion\" takes prompt and completion only");
-    }
-    if kind != Kind::Completion && mapping.instruction_template.is_some() {
-        return wrong(
-            "`instruction_template` is for kind = \"completion\"; kind = \"chat\" uses the chat template",
-        );
-    }
-    if kind == Kind::Chat && system && !prompt {
-        return wrong("`system` goes with `prompt` and `completion`");
-    }
-    Ok(())
-}
-
 /// The engine's message without its location prefix, on one line.
 pub(crate) fn describe(error: &minijinja::Error) -> String {
     let mut message = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
@@ -438,6 +398,14 @@ fn fields_of(record: &Record) -> String {
     }
     let names: Vec<String> = record.fields.keys().map(|name| format!("`{name}`")).collect();
     names.join(", ")
+}
+
+fn bad_field(record: &Record, field: &str, message: impl Into<String>) -> FormatError {
+    FormatError::Field {
+        origin: record.origin.clone(),
+        field: field.to_owned(),
+        message: message.into(),
+    }
 }
 
 fn unrecognised(record: &Record, kind: &'static str, wants: &'static str) -> FormatError {
@@ -461,16 +429,22 @@ fn string(record: &Record, field: &str) -> Result<String, FormatError> {
 fn optional_string(record: &Record, field: &str) -> Result<Option<String>, FormatError> {
     match record.fields.get(field) {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(value @ (Value::Number(_) | Value::Bool(_))) => Ok(Some(value.to_string())),
-        Some(other) => Err(FormatError::Field {
-            origin: record.origin.clone(),
-            field: field.to_owned(),
-            message: format!(
+        Some(value) => text_of(record, field, value).map(Some),
+    }
+}
+
+fn text_of(record: &Record, field: &str, value: &Value) -> Result<String, FormatError> {
+    match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Number(_) | Value::Bool(_) => Ok(value.to_string()),
+        other => Err(bad_field(
+            record,
+            field,
+            format!(
                 "expected text but found {}; use a template such as \"{{{{ {field}[0] }}}}\"",
                 crate::records::type_name(other)
             ),
-        }),
+        )),
     }
 }
 

@@ -3,7 +3,7 @@ use crate::template::{CHAT, INSTRUCTION};
 use crate::tokenizer::BpeOptions;
 use crate::tokenizer::tests::metaspace;
 
-fn trained() -> Tokenizer {
+pub(super) fn trained() -> Tokenizer {
     let texts = (0..60).flat_map(|n| {
         [
             format!("What is the colour of cat {n}? It is white."),
@@ -14,15 +14,15 @@ fn trained() -> Tokenizer {
     Tokenizer::train_bpe(texts, &options).unwrap()
 }
 
-fn template(tokenizer: &Tokenizer, source: &str) -> ChatTemplate {
+pub(super) fn template(tokenizer: &Tokenizer, source: &str) -> ChatTemplate {
     ChatTemplate::parse(source, tokenizer.specials().clone()).unwrap()
 }
 
-fn options(max_length: usize, overlong: Overlong) -> EncodeOptions {
+pub(super) fn options(max_length: usize, overlong: Overlong) -> EncodeOptions {
     EncodeOptions { max_length, overlong }
 }
 
-const LONG: EncodeOptions = EncodeOptions { max_length: 4096, overlong: Overlong::Drop };
+pub(super) const LONG: EncodeOptions = EncodeOptions { max_length: 4096, overlong: Overlong::Drop };
 
 fn chat(turns: &[(&str, &str)]) -> Example {
     Example::Chat { messages: turns.iter().map(|(r, c)| Message::new(*r, *c)).collect() }

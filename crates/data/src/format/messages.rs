@@ -35,40 +35,47 @@ pub(super) fn list(
     column: &str,
     mapping: &Mapping,
 ) -> Result<Vec<Message>, FormatError> {
-    let bad = |field: String, message: String| FormatError::Field {
-        origin: record.origin.clone(),
-        field,
-        message,
-    };
-    let items = match record.fields.get(column) {
-        Some(Value::Array(items)) => items,
-        None => {
-            return Err(FormatError::Missing {
-                origin: record.origin.clone(),
-                field: column.to_owned(),
-                fields: super::fields_of(record),
-            });
-        }
-        Some(other) => {
-            let found = type_name(other);
-            return Err(bad(
-                column.to_owned(),
-                format!("expected a list of messages but found {found}"),
-            ));
-        }
+    match record.fields.get(column) {
+        Some(value) => list_of(record, column, value, mapping),
+        None => Err(FormatError::Missing {
+            origin: record.origin.clone(),
+            field: column.to_owned(),
+            fields: super::fields_of(record),
+        }),
+    }
+}
+
+/// The messages in a list; `field` is what it is called in messages.
+pub(super) fn list_of(
+    record: &Record,
+    field: &str,
+    value: &Value,
+    mapping: &Mapping,
+) -> Result<Vec<Message>, FormatError> {
+    let bad = |message: String| super::bad_field(record, field, message);
+    let Value::Array(items) = value else {
+        let found = type_name(value);
+        return Err(bad(format!("expected a list of messages but found {found}")));
     };
     if items.is_empty() {
-        return Err(bad(column.to_owned(), "the list of messages is empty".to_owned()));
+        return Err(bad("the list of messages is empty".to_owned()));
     }
-    let to_message = |(index, item): (usize, &Value)| {
-        let field = format!("{column}[{index}]");
-        match item {
-            Value::Object(fields) => message(fields, mapping),
-            other => Err(format!("expected a message object but found {}", type_name(other))),
-        }
-        .map_err(|message| bad(field, message))
-    };
-    items.iter().enumerate().map(to_message).collect()
+    let numbered = items.iter().enumerate();
+    numbered.map(|(at, item)| one_of(record, &format!("{field}[{at}]"), item, mapping)).collect()
+}
+
+/// One message; `field` is what it is called in messages.
+pub(super) fn one_of(
+    record: &Record,
+    field: &str,
+    value: &Value,
+    mapping: &Mapping,
+) -> Result<Message, FormatError> {
+    match value {
+        Value::Object(fields) => message(fields, mapping),
+        other => Err(format!("expected a message object but found {}", type_name(other))),
+    }
+    .map_err(|message| super::bad_field(record, field, message))
 }
 
 fn message(fields: &Map<String, Value>, mapping: &Mapping) -> Result<Message, String> {
@@ -123,19 +130,22 @@ fn train_flag(fields: &Map<String, Value>) -> Result<Option<bool>, String> {
     }
 }
 
-fn role_name(role: &str, mapping: &Mapping) -> String {
+pub(super) fn role_name(role: &str, mapping: &Mapping) -> String {
     if let Some(name) = mapping.roles.get(role) {
         return name.clone();
     }
     match role {
-        "human" => "user",
+        "human" | "prompter" => "user",
         "gpt" | "chatgpt" | "bot" | "model" => "assistant",
         other => other,
     }
     .to_owned()
 }
 
-fn prepend_system(record: &Record, messages: &mut Vec<Message>) -> Result<(), FormatError> {
+pub(super) fn prepend_system(
+    record: &Record,
+    messages: &mut Vec<Message>,
+) -> Result<(), FormatError> {
     if let Some(system) = optional_string(record, "system")?
         && !system.trim().is_empty()
         && messages.first().is_none_or(|first| first.role != "system")
@@ -166,6 +176,13 @@ fn pair(record: &Record, completion: &str, mapping: &Mapping) -> Result<Vec<Mess
 
 /// `instruction`, `input`, `output`, with LLaMA-Factory's `system` and `history`.
 fn alpaca(record: &Record) -> Result<Vec<Message>, FormatError> {
+    let mut messages = instruction(record)?;
+    messages.push(Message::new("assistant", string(record, "output")?));
+    Ok(messages)
+}
+
+/// The conversation of an Alpaca record up to its answer.
+pub(super) fn instruction(record: &Record) -> Result<Vec<Message>, FormatError> {
     let mut messages = Vec::new();
     prepend_system(record, &mut messages)?;
     match record.fields.get("history") {
@@ -174,23 +191,19 @@ fn alpaca(record: &Record) -> Result<Vec<Message>, FormatError> {
             for (index, turn) in turns.iter().enumerate() {
                 let texts = turn.as_array().map(Vec::as_slice);
                 let Some([Value::String(user), Value::String(assistant)]) = texts else {
-                    return Err(FormatError::Field {
-                        origin: record.origin.clone(),
-                        field: format!("history[{index}]"),
-                        message: "expected a pair of texts: what the user and the assistant said"
-                            .to_owned(),
-                    });
+                    return Err(super::bad_field(
+                        record,
+                        &format!("history[{index}]"),
+                        "expected a pair of texts: what the user and the assistant said",
+                    ));
                 };
                 messages.push(Message::new("user", user));
                 messages.push(Message::new("assistant", assistant));
             }
         }
         Some(other) => {
-            return Err(FormatError::Field {
-                origin: record.origin.clone(),
-                field: "history".to_owned(),
-                message: format!("expected a list of pairs but found {}", type_name(other)),
-            });
+            let message = format!("expected a list of pairs but found {}", type_name(other));
+            return Err(super::bad_field(record, "history", message));
         }
     }
     let mut prompt = string(record, "instruction")?;
@@ -199,6 +212,5 @@ fn alpaca(record: &Record) -> Result<Vec<Message>, FormatError> {
         prompt = format!("{prompt}\n\n{input}");
     }
     messages.push(Message::new("user", prompt));
-    messages.push(Message::new("assistant", string(record, "output")?));
     Ok(messages)
 }

@@ -9,7 +9,8 @@ fn record(fields: Value) -> Record {
 
 fn map_with(kind: Kind, mapping: &Mapping, fields: Value) -> Result<Example, String> {
     let mapper = Mapper::new(kind, mapping).map_err(|error| error.to_string())?;
-    mapper.map(&record(fields)).map(|mapped| mapped.example).map_err(|error| error.to_string())
+    let mapped = mapper.map(&record(fields)).map_err(|error| error.to_string())?;
+    Ok(mapped.unwrap().remove(0).example)
 }
 
 fn map(kind: Kind, fields: Value) -> Result<Example, String> {
@@ -182,7 +183,8 @@ fn checkers_answers_and_tasks_come_along() {
     let with = |checker: Value| {
         let mut fields = base.clone();
         fields["checker"] = checker;
-        mapper.map(&record(fields)).map_err(|error| error.to_string())
+        let mapped = mapper.map(&record(fields)).map_err(|error| error.to_string())?;
+        Ok::<_, String>(mapped.unwrap().remove(0))
     };
     let expected = Some(Checker::Exact { answer: "r".to_owned() });
     let mapped = with(json!({"exact": {"answer": "r"}})).unwrap();
