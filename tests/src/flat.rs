@@ -80,7 +80,7 @@ impl Flat {
     /// If the model refuses the batch.
     pub fn logits(&self, decoder: &Decoder) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
-        Ok(decoder.logits(&self.hidden(decoder)?).to_kind(Kind::Float))
+        Ok(decoder.logits(&self.hidden(decoder)?)?.to_kind(Kind::Float))
     }
 
     /// Sum of the negative log-likelihoods that count, differentiable, as the training loop computes it.

@@ -265,7 +265,7 @@ impl Default for Ppo {
             num_minibatches: 1,
             clip_range: 0.2,
             clip_range_high: None,
-            value_clip_range: Some(0.2),
+            value_clip_range: None,
             value_coef: 0.1,
             entropy_coef: 0.0,
             target_kl: None,

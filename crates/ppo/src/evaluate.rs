@@ -97,9 +97,11 @@ pub(crate) fn evaluate(
     experience.scores = scores(models, plan, &plan.validation, &episodes, &batches)?;
     policy_pass(models, &batches, temperature, &mut experience)?;
     reference_pass(models, &batches, temperature, &mut experience.reference)?;
-    let wins = experience.scores.iter().zip(&baseline.scores).map(|(own, other)| {
-        if own == other { 0.5 } else { f64::from(own > other) }
-    });
+    let wins = experience
+        .scores
+        .iter()
+        .zip(&baseline.scores)
+        .map(|(own, other)| if own == other { 0.5 } else { f64::from(own > other) });
     Ok(EvalResult {
         score: mean(experience.scores.iter().map(|score| f64::from(*score))),
         kl: mean((0..episodes.len()).map(|episode| experience.log_ratios(episode).sum())),
@@ -113,8 +115,7 @@ pub(crate) fn evaluate(
 fn sample(ctx: &Context, plan: &Plan, decoder: &model::Decoder) -> anyhow::Result<Vec<Episode>> {
     ctx.check_interrupt()?;
     let all: Vec<usize> = (0..plan.validation.len()).collect();
-    let settings =
-        crate::config::Rollout { samples_per_prompt: 1, ..plan.config.rollout.clone() };
+    let settings = crate::config::Rollout { samples_per_prompt: 1, ..plan.config.rollout.clone() };
     let numbers = (ctx.seed, FIRST_EPISODE);
     rollout(decoder, &plan.tokenizer, &plan.validation, &all, &settings, numbers)
 }

@@ -53,8 +53,7 @@ pub(crate) fn policy_pass(
     experience: &mut Experience,
 ) -> anyhow::Result<()> {
     for batch in batches {
-        let (said, values) =
-            tch::no_grad(|| models.policy_and_values(&batch.rows, temperature))?;
+        let (said, values) = tch::no_grad(|| models.policy_and_values(&batch.rows, temperature))?;
         spread(&said.logprobs, batch, &mut experience.logprobs)?;
         if let Some(values) = values {
             spread(&values, batch, &mut experience.values)?;

@@ -137,7 +137,8 @@ pub(crate) fn learn(
         }
         if let (Some(value), Some(optimizer)) = (&mut models.value, &mut optimizers.value) {
             let scale = &mut optimizers.value_scale;
-            let Applied { grad_norm, finite, sums } = apply(value, optimizer, factor, scale, &sums)?;
+            let Applied { grad_norm, finite, sums } =
+                apply(value, optimizer, factor, scale, &sums)?;
             learned.value_norms.push(grad_norm);
             learned.skipped += u64::from(!finite && !moves);
             means = means.or_else(|| Some(row(&sums)));

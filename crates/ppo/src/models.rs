@@ -52,11 +52,6 @@ impl Models {
         Ok(models)
     }
 
-    /// Whether there is a value function.
-    pub(crate) fn has_values(&self) -> bool {
-        self.shares_trunk || self.value.is_some()
-    }
-
     /// What the policy says of responses, and the values `[N]` of the states before their tokens.
     pub(crate) fn policy_and_values(
         &self,

@@ -34,7 +34,10 @@ pub(crate) struct Plan {
 impl Plan {
     /// Whether values are predicted on the policy's trunk.
     pub(crate) fn shares_trunk(&self) -> bool {
-        matches!(self.config.value.as_ref().map(|value| &value.init), Some(ValueInit::SharedTrunk {}))
+        matches!(
+            self.config.value.as_ref().map(|value| &value.init),
+            Some(ValueInit::SharedTrunk {})
+        )
     }
 }
 
@@ -59,7 +62,11 @@ fn beside(
         ("a vocabulary", of_policy.vocab_size, config.vocab_size),
         ("positions", of_policy.max_position_embeddings, config.max_position_embeddings),
     ] {
-        problems.check(own >= least, key, format_args!("has {what} of {own}, the policy of {least}"));
+        problems.check(
+            own >= least,
+            key,
+            format_args!("has {what} of {own}, the policy of {least}"),
+        );
     }
     if dir.join("tokenizer.json").is_file() {
         let own = problems.take(key, Tokenizer::load(&dir))?;
@@ -107,8 +114,14 @@ impl StageConfig for Config {
         let value = found("value.init.own_trunk.path", &own_trunk, None);
         self.check_statistics(reward.as_deref(), &mut problems);
         let room = model_config.max_position_embeddings as usize;
-        let (prompts, dropped) =
-            self.prompts("data.prompts", &self.data.prompts, usize::MAX, &tokenizer, room, &mut problems);
+        let (prompts, dropped) = self.prompts(
+            "data.prompts",
+            &self.data.prompts,
+            usize::MAX,
+            &tokenizer,
+            room,
+            &mut problems,
+        );
         let (validation, held_dropped) = self.prompts(
             "data.validation",
             &self.data.validation,
@@ -145,7 +158,11 @@ impl Config {
     fn check(&self, problems: &mut Problems) {
         let Self { reward, rollout, kl, ppo, train, eval, samples, save, .. } = self;
         let mut least = |key: &str, value: u64, least: u64| {
-            problems.check(value >= least, key, format_args!("must be at least {least}, got {value}"));
+            problems.check(
+                value >= least,
+                key,
+                format_args!("must be at least {least}, got {value}"),
+            );
         };
         least("rollout.prompts_per_step", rollout.prompts_per_step as u64, 1);
         least("rollout.samples_per_prompt", rollout.samples_per_prompt as u64, 1);
@@ -245,7 +262,8 @@ impl Config {
         );
         problems.check(!data.prompts.is_empty(), "data.prompts", "is empty; name prompt rows");
         problems.check(
-            !train.checkpoint.keep_best || (!data.validation.is_empty() && self.eval.every_steps.is_some()),
+            !train.checkpoint.keep_best
+                || (!data.validation.is_empty() && self.eval.every_steps.is_some()),
             "train.checkpoint.keep_best",
             "needs data.validation and eval.every_steps",
         );
@@ -261,7 +279,11 @@ impl Config {
 
     fn rules(&self, problems: &mut Problems) -> Vec<(Rule, f64)> {
         let rules = self.reward.rules.iter().filter_map(|weighted| {
-            problems.check(weighted.weight.is_finite(), "reward.rules", "has a weight that is not finite");
+            problems.check(
+                weighted.weight.is_finite(),
+                "reward.rules",
+                "has a weight that is not finite",
+            );
             Some((problems.take("reward.rules", Rule::new(&weighted.rule))?, weighted.weight))
         });
         rules.collect()
@@ -293,7 +315,9 @@ impl Config {
         for file in files {
             if problems.require_path(key, file) {
                 let left = limit - all.len().min(limit);
-                all.extend(problems.take(key, prompts::read(file, tokenizer, left)).unwrap_or_default());
+                all.extend(
+                    problems.take(key, prompts::read(file, tokenizer, left)).unwrap_or_default(),
+                );
             }
         }
         let before = all.len();

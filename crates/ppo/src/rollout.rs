@@ -98,9 +98,11 @@ pub(crate) fn rollout(
     let stop = StopRules { ids, strings: settings.stop_strings.clone() };
     let longest = requests.iter().map(|request| request.ids.len()).max().unwrap_or(0);
     let mut engine = Engine::new(decoder, settings.batch_rows, longest + settings.max_new_tokens)?;
-    let new_text = || -> Box<dyn TextDecoder + '_> { Box::new(Streamed::new(tokenizer.stream(true))) };
+    let new_text =
+        || -> Box<dyn TextDecoder + '_> { Box::new(Streamed::new(tokenizer.stream(true))) };
     let streams = !stop.strings.is_empty();
-    let responses = engine.generate(&requests, &stop, if streams { Some(&new_text) } else { None }, None)?;
+    let responses =
+        engine.generate(&requests, &stop, if streams { Some(&new_text) } else { None }, None)?;
     let mut episodes = Vec::with_capacity(responses.len());
     for (prompt, response) in asked.into_iter().zip(responses) {
         let text = match response.text {

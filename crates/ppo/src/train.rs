@@ -9,13 +9,12 @@ use artifact::columns::{PROMPT, RESPONSE, SCORE, STEP};
 use artifact::rows::{Cell, Column, Kind, TableWriter};
 use data::batch::{BatchConfig, BatchSize, Batcher};
 use data::dataset::{Cursor, Order, TokenDataset};
-use model::weights::{WeightFiles, write_tensors};
+use model::weights::write_tensors;
 use model::{Decoder, Precision};
 use objectives::adapt_kl_coef;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use stage::{Context, ErrorExt as _, Results};
-use tch::Device;
 use training::checkpoint;
 use training::optimizer::{AdamW, LossScale};
 use training::settings::Optimizer;
@@ -75,7 +74,11 @@ struct Sample {
 /// # Errors
 /// Data that cannot be read; a checkpoint of another run; a loss that is not finite again and again; no space for a checkpoint;
 /// a signal, after saving.
-pub(crate) fn train(ctx: &mut Context, plan: &Plan, models: &mut Models) -> anyhow::Result<Results> {
+pub(crate) fn train(
+    ctx: &mut Context,
+    plan: &Plan,
+    models: &mut Models,
+) -> anyhow::Result<Results> {
     let mut run = Run::start(ctx, plan, models)?;
     loop {
         run.between_steps()?;
@@ -97,11 +100,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn start(
-        ctx: &'a mut Context,
-        plan: &'a Plan,
-        models: &'a mut Models,
-    ) -> anyhow::Result<Self> {
+    fn start(ctx: &'a mut Context, plan: &'a Plan, models: &'a mut Models) -> anyhow::Result<Self> {
         tch::manual_seed(ctx.seed as i64);
         let train = &plan.config.train;
         let mut mix = plan.config.ptx.as_ref().map(|ptx| {
@@ -251,7 +250,11 @@ impl<'a> Run<'a> {
         for (episode, &score) in shown {
             let prompt = self.plan.prompts[episode.prompt].row.prompt.clone();
             let cell = |text: &str| text.replace('|', "\\|").replace('\n', "<br>");
-            table.push_str(&format!("| {} | {} | {score:.3} |\n", cell(&prompt), cell(&episode.text)));
+            table.push_str(&format!(
+                "| {} | {} | {score:.3} |\n",
+                cell(&prompt),
+                cell(&episode.text)
+            ));
             tracing::info!("step {step}: {prompt:?} -> {:?}, score {score:.3}", episode.text);
             self.state.samples.push(Sample { step, prompt, response: episode.text.clone(), score });
         }
@@ -307,7 +310,8 @@ impl<'a> Run<'a> {
     }
 
     fn save(&mut self) -> anyhow::Result<()> {
-        let (models, optimizers, tokenizer) = (&*self.models, &self.optimizers, &self.plan.tokenizer);
+        let (models, optimizers, tokenizer) =
+            (&*self.models, &self.optimizers, &self.plan.tokenizer);
         let step = self.state.step;
         let write = |dir: &Path| {
             models.policy.save(dir, Precision::Fp32, u64::MAX)?;
@@ -379,7 +383,7 @@ fn new_optimizers(plan: &Plan, models: &mut Models) -> anyhow::Result<Optimizers
         ..train.optimizer.clone()
     };
     let scale = LossScale::new(train.precision);
-    let mut make = |decoder: &mut Decoder, settings: &Optimizer| {
+    let make = |decoder: &mut Decoder, settings: &Optimizer| {
         let optimizer = AdamW::new(&decoder.params_mut().trainable(), settings);
         decoder.params_mut().clear_grads()?;
         anyhow::Ok(optimizer)

@@ -56,8 +56,12 @@ pub fn responses(
     let targets = Tensor::from_slice(&targets).to_device(device);
     let hidden = select(decoder, branches, &rows)?;
     let (weight, bias) = decoder.head()?;
-    let options =
-        HeadOptions { temperature, want_logprobs: true, want_entropy: true, ..HeadOptions::default() };
+    let options = HeadOptions {
+        temperature,
+        want_logprobs: true,
+        want_entropy: true,
+        ..HeadOptions::default()
+    };
     let out = linear_cross_entropy(&hidden, &weight, bias.as_ref(), &targets, &options)?;
     let missing = || anyhow::anyhow!("the output layer gave no log-probabilities");
     Ok(Responses {

@@ -15,7 +15,7 @@ use anyhow::{Context as _, ensure};
 use data::batch::{Batch, Batcher, Step};
 use data::dataset::{Cursor, Dataset, Order};
 use data::tokenizer::Tokenizer;
-use model::weights::{WeightFiles, write_tensors};
+use model::weights::write_tensors;
 use model::{Decoder, Precision};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -167,7 +167,8 @@ impl<'a, B: Batch> Run<'a, B> {
         if let Some(resumed) = checkpoint::resume::<State>(ctx, decoder.device())? {
             let path = &resumed.path;
             checkpoint::load_weights(decoder, &[&path.join(WEIGHTS)]).hint(checkpoint::DAMAGED)?;
-            checkpoint::load_optimizer(&mut optimizer, &path.join(OPTIMIZER)).hint(checkpoint::DAMAGED)?;
+            checkpoint::load_optimizer(&mut optimizer, &path.join(OPTIMIZER))
+                .hint(checkpoint::DAMAGED)?;
             batches.seek(resumed.state.cursor)?;
             (state, saved_at) = (resumed.state, Some(resumed.step));
         }
