@@ -104,6 +104,8 @@ fn tidy_whitespace(text: &str, trim: bool) -> String {
 
 #[cfg(test)]
 mod tests {
+    use data::format::Preference;
+
     use super::*;
 
     fn all(text: &str) -> String {
@@ -148,6 +150,32 @@ mod tests {
             blank,
             Example::Completion { prompt: "  ".to_owned(), completion: String::new() }
         );
+    }
+
+    #[test]
+    fn pairs_and_prompts_are_cleaned_in_all_their_parts() {
+        let own = |prompt| Preference {
+            prompt,
+            chosen: " 네 \r\n\n\n 끝\n".to_owned(),
+            rejected: "e\u{301}\u{0} ".to_owned(),
+            margin: None,
+            probability: None,
+        };
+        let messages = vec![Message::new("user", " 질문\u{FEFF} ")];
+        let mut pair = Example::Preference(own(Prompt::Messages(messages.clone())));
+        example(&mut pair, Clean::default());
+        let Example::Preference(pair) = pair else { unreachable!() };
+        assert_eq!(pair.prompt, Prompt::Messages(vec![Message::new("user", "질문")]));
+        assert_eq!((pair.chosen.as_str(), pair.rejected.as_str()), ("네\n\n 끝", "é"));
+        let mut plain = Example::Preference(own(Prompt::Text(" 질문: \u{0}".to_owned())));
+        example(&mut plain, Clean::default());
+        let Example::Preference(plain) = plain else { unreachable!() };
+        assert_eq!(plain.prompt, Prompt::Text(" 질문: ".to_owned()));
+        assert_eq!((plain.chosen.as_str(), plain.rejected.as_str()), (" 네\n\n 끝\n", "é "));
+        let mut alone = Example::Prompt(Prompt::Messages(messages));
+        example(&mut alone, Clean::default());
+        let cleaned = vec![Message::new("user", "질문")];
+        assert_eq!(alone, Example::Prompt(Prompt::Messages(cleaned)));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
-use data::format::{Example, FormatError, Mapped, Mapper, Message, Prompt, Unfit};
+use data::format::{Example, FormatError, Mapped, Mapper, Message, Preference, Prompt, Unfit};
 use data::records::{Origin, Record, RecordError};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
@@ -344,14 +344,19 @@ fn joined(prompt: &Prompt) -> String {
     }
 }
 
-/// What comes before the first counted part.
+/// What comes before the first counted part, or the first answer. So all pairs of a tree, and the
+/// conversations that go on from one opening, are in one split.
 fn prompt_text(example: &Example) -> String {
     match example {
         Example::Text { text } => text.clone(),
         Example::Chat { messages } => turns(messages.iter().take_while(|m| !m.counts())),
         Example::Completion { prompt, .. } => prompt.clone(),
-        Example::Preference(pair) => joined(&pair.prompt),
-        Example::Prompt(prompt) => joined(prompt),
+        Example::Preference(Preference { prompt, .. }) | Example::Prompt(prompt) => match prompt {
+            Prompt::Messages(messages) => {
+                turns(messages.iter().take_while(|m| m.role != "assistant"))
+            }
+            Prompt::Text(text) => text.clone(),
+        },
     }
 }
 

@@ -160,6 +160,31 @@ mod tests {
     }
 
     #[test]
+    fn the_parts_of_a_pair_have_lines_of_their_own() {
+        let tokenizer = tokenizer();
+        let ids = |text: &str| tokenizer.encode(text, false).unwrap().ids;
+        let pair = EncodedPair {
+            prompt: ids("<|user|>ab<|assistant|>"),
+            chosen: ids("나비<|end|>"),
+            rejected: ids("ab\n<|end|>"),
+            ..EncodedPair::default()
+        };
+        assert_eq!(
+            Preview::Pair(pair).lines(&tokenizer, 3, Style::Brackets),
+            [
+                "prompt    <|user|>·ab·<|assistant|>",
+                "chosen    ⟦나비·<|end|>⟧",
+                "rejected  ⟦ab·⏎·<|end|>⟧"
+            ]
+        );
+        let prompt = Preview::Prompt(ids("<|user|>ab<|assistant|>"));
+        assert_eq!(
+            prompt.lines(&tokenizer, 2, Style::Brackets),
+            ["<|user|>·ab … and 1 more tokens"]
+        );
+    }
+
+    #[test]
     fn the_first_token_never_counts_and_pieces_of_a_character_are_joined() {
         let tokenizer = tokenizer();
         let example = masked(&tokenizer, "ab다", 0);

@@ -2,8 +2,8 @@
 //!
 //! The path of a record: [`records`] streams it out of files, [`format`](mod@format) turns it into an
 //! [`Example`](format::Example), [`template`] renders a conversation and says which bytes count in
-//! the loss, [`encode`] makes a token row of it with [`tokenizer`]. At training time [`dataset`]
-//! reads token rows back in a shuffled but resumable order and [`batch`] lays them out as flat,
+//! the loss, [`encode`] makes a token row or a pair row of it with [`tokenizer`]. At training time
+//! [`dataset`] reads rows back in a shuffled but resumable order and [`batch`] lays them out as flat,
 //! padding-free batches. [`checker`] judges an answer by rule.
 //!
 //! Invariants: nothing here links libtorch; memory is bounded by a window of rows, never by the

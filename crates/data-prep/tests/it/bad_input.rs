@@ -177,6 +177,94 @@ max_length = 16
 }
 
 #[test]
+fn problems_of_preferences_and_prompts_are_told_at_once() {
+    let config = r#"
+seed = 1
+out = "run"
+[tokenizer.train]
+vocab_size = 300
+[datasets.a]
+kind = "preference"
+sources = ["qa.jsonl"]
+max_length = 16
+overlong = "split"
+mapping.chosen = "good"
+[datasets.b]
+kind = "prompt"
+sources = ["qa.jsonl"]
+max_length = 16
+overlong = "truncate"
+mapping.completion = "a"
+[datasets.c]
+kind = "text"
+sources = ["qa.jsonl"]
+max_length = 16
+train_prompts = true
+"#;
+    let yard = yard(GOOD, config);
+    let message = failure(&yard, &["--check"], 2);
+    for problem in [
+        "error: config.toml has 5 problems",
+        "- datasets.a.overlong: \"split\" is for kind = \"text\"; use \"truncate\" or \"drop\"",
+        "- datasets.a.mapping: mapping: `chosen` and `rejected` (or their templates) go together",
+        "- datasets.b.overlong: \"truncate\" would cut a prompt before its end; use \"drop\" for kind = \"prompt\"",
+        "- datasets.b.mapping: mapping: kind = \"prompt\" takes no `completion`",
+        "- datasets.c.train_prompts: is for records with a prompt; kind = \"text\" has none",
+    ] {
+        assert!(message.contains(problem), "{problem}\nin\n{message}");
+    }
+    let unknown = failure(&yard, &["--set", "datasets.a.kind=preferences"], 2);
+    assert!(unknown.contains("preferences") && unknown.contains("preference-plain"), "{unknown}");
+}
+
+#[test]
+fn bad_pairs_are_named_with_file_and_row() {
+    let config = BASE.replace("kind = \"chat\"", "kind = \"preference\"");
+    let good = "{\"prompt\": \"질문\", \"chosen\": \"좋은 답\", \"rejected\": \"나쁜 답\"}\n";
+    let case = |record: &str| {
+        let yard = yard(format!("{good}{record}\n"), &config);
+        failure(&yard, &[], 1)
+    };
+    for (record, expected) in [
+        (
+            "{\"prompt\": \"q\", \"chosen\": \"a\", \"거부됨\": \"b\"}",
+            "no field `rejected`; the record has `prompt`, `chosen`, `거부됨`",
+        ),
+        (
+            "{\"chosen\": \"a\", \"rejected\": \"b\"}",
+            "field `chosen`: there is no prompt in the record, and this is no transcript (\"\\n\\nHuman: ...\\n\\nAssistant: ...\") \
+          that holds one; say where the prompt is in [mapping]",
+        ),
+        (
+            "{\"prompt\": \"q\", \"chosen\": \"a\", \"rejected\": \"b\", \"probability\": 2}",
+            "field `probability`: 2 is no probability; it must be from 0 to 1",
+        ),
+    ] {
+        assert_eq!(
+            case(record),
+            format!("error: data set `qa`\n  caused by: qa.jsonl:2: {expected}\n")
+        );
+    }
+    let refused = case(
+        "{\"prompt\": [{\"role\": \"tool\", \"content\": \"x\"}], \"chosen\": \"a\", \"rejected\": \"b\"}",
+    );
+    assert_eq!(
+        refused,
+        "error: data set `qa`\n  caused by: qa.jsonl:2\n  caused by: chat template refuses the conversation: \
+         unknown role tool: use system, user or assistant (line 1)\n"
+    );
+    let equal = "{\"prompt\": \"q\", \"chosen\": \"a\", \"rejected\": \"a\"}\n";
+    let extra =
+        "[datasets.more]\nkind = \"preference\"\nsources = [\"more.jsonl\"]\nmax_length = 64\n";
+    let dropped = yard(good, &format!("{config}{extra}"));
+    dropped.write("more.jsonl", equal.repeat(2));
+    assert_eq!(
+        failure(&dropped, &[], 1),
+        "error: data set `more`\n  caused by: all 2 records were dropped: 2 both responses are the same\n"
+    );
+}
+
+#[test]
 fn unknown_keys_and_a_wrong_tokenizer_are_usage_errors() {
     let yard = yard(GOOD, BASE);
     let message = failure(&yard, &["--set", "datasets.qa.max_len=3"], 2);
@@ -225,9 +313,8 @@ fn shipped_configs_are_valid() {
     };
     assert_eq!(check("configs/data-prep.toml"), (Some(0), String::new()));
     // The examples name files of the user's; that they are missing must be all that is wrong.
-    for example in
-        ["configs/examples/data-prep-alpaca.toml", "configs/examples/data-prep-korean.toml"]
-    {
+    for name in ["alpaca", "korean", "preferences", "prompts"] {
+        let example = &format!("configs/examples/data-prep-{name}.toml");
         let (code, stderr) = check(example);
         assert_eq!(code, Some(2), "{stderr}");
         let problems: Vec<&str> =

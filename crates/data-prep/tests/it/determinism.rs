@@ -26,6 +26,19 @@ read.text_unit = "line"
 max_length = 32
 validation_fraction = 0.1
 dedup.near = { threshold = 0.8, num_hashes = 64, bands = 16, shingle_chars = 4 }
+[datasets.pairs]
+kind = "preference"
+sources = ["data/pairs.jsonl"]
+max_length = 64
+overlong = "truncate"
+validation_fraction = 0.1
+train_prompts = true
+dedup.near.threshold = 0.7
+[datasets.prompts]
+kind = "prompt"
+sources = ["data/pairs.jsonl"]
+max_length = 64
+validation_fraction = 0.1
 [datasets.village]
 kind = "text"
 max_length = 64
@@ -44,6 +57,17 @@ fn yard() -> Yard {
     };
     yard.write("data/a.txt", lines(0));
     yard.write("data/b.txt", lines(1000));
+    let pair = |n: usize| {
+        let reply = |text: String, rank: usize| serde_json::json!({"text": text, "rank": rank});
+        let replies = [
+            reply(format!("{}입니다.", n * 7 % 911), n % 3),
+            reply(format!("That makes {}.", n + 1), (n + 1) % 3),
+            reply("모르겠어요.".to_owned(), 1),
+        ];
+        serde_json::json!({"prompt": format!("{}에 하나를?", n % 500), "replies": replies})
+            .to_string()
+    };
+    yard.write("data/pairs.jsonl", (0..900).map(pair).collect::<Vec<_>>().join("\n"));
     yard.write("config.toml", CONFIG);
     yard
 }
@@ -69,6 +93,11 @@ fn the_number_of_threads_and_earlier_runs_change_nothing() {
             "config.toml",
             "data/chat/train.parquet",
             "data/chat/validation.parquet",
+            "data/pairs/train-prompts.parquet",
+            "data/pairs/train.parquet",
+            "data/pairs/validation.parquet",
+            "data/prompts/prompts.parquet",
+            "data/prompts/train-prompts.parquet",
             "data/text/train.parquet",
             "data/text/validation.parquet",
             "data/village/train.parquet",

@@ -6,6 +6,8 @@
 mod bad_input;
 mod determinism;
 mod outputs;
+mod preferences;
+mod prompts;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -8,6 +8,11 @@ use super::{
 };
 use crate::records::{Record, type_name};
 
+/// Said of a text that should hold the prompt, too.
+const NO_TRANSCRIPT: &str = "there is no prompt in the record, and this is no transcript \
+                             (\"\\n\\nHuman: ...\\n\\nAssistant: ...\") that holds one; say where the \
+                             prompt is in [mapping]";
+
 /// A part of a record, with the name it has in messages.
 struct Part {
     field: String,
@@ -187,12 +192,9 @@ impl Mapper {
             Value::Object(_) if !alone => {
                 Ok(vec![messages::one_of(record, field, value, &self.mapping)?])
             }
-            Value::String(text) if alone => transcript::parse(text).ok_or_else(|| {
-                let message = "there is no prompt in the record, and this is no transcript \
-                               (\"\\n\\nHuman: ...\\n\\nAssistant: ...\") that holds one; say where \
-                               the prompt is in [mapping]";
-                bad_field(record, field, message)
-            }),
+            Value::String(text) if alone => {
+                transcript::parse(text).ok_or_else(|| bad_field(record, field, NO_TRANSCRIPT))
+            }
             other if alone => {
                 let found = type_name(other);
                 let message = format!(
@@ -218,10 +220,7 @@ impl Mapper {
         }
         for (field, text) in [(&chosen.field, &chosen_text), (&rejected.field, &rejected_text)] {
             if transcript::parse(text).is_none() {
-                let message = "there is no prompt in the record, and this is no transcript \
-                               (\"\\n\\nHuman: ...\\n\\nAssistant: ...\") that holds one; say where \
-                               the prompt is in [mapping]";
-                return Err(bad_field(record, field, message));
+                return Err(bad_field(record, field, NO_TRANSCRIPT));
             }
         }
         let split = transcript::split(&chosen_text).zip(transcript::split(&rejected_text));

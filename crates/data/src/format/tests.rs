@@ -1,3 +1,5 @@
+mod pairs;
+
 use serde_json::json;
 
 use super::*;
