@@ -32,7 +32,8 @@ def parse():
     parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="default 3")
     parser.add_argument(
         "--steps", type=positive, metavar="N",
-        help=f"steps of a training run (at least {LEAST_STEPS}), calls of a generate run; default: each case's own",
+        help=f"steps of a training run or updates of ppo (at least {LEAST_STEPS}), calls of a generate run; default: "
+        "each case's own",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=positive, default=machine.cores(), metavar="N", help="default: all cores")
@@ -79,8 +80,7 @@ def main():
         for case in args.chosen:
             print(f"{case.name:26} {case.about}")
         return 0
-    missing = [name for name in ("bench", "data-prep", "pretrain", "sft") if not (BINARIES / name).exists()]
-    if missing:
+    if missing := missing_programs(args):
         return fail(f"no {' and no '.join(missing)} in target/release; build with: make build")
     if args.micro is not None:
         os.execv(BINARIES / "bench", ["bench", "micro", *args.micro])
@@ -107,10 +107,17 @@ def main():
     return fail(f"{failed} of {len(results['runs'])} runs failed; see the table") if failed else 0
 
 
+def missing_programs(args):
+    needed = {"bench"}
+    if args.micro is None:
+        needed |= {"data-prep"}.union(*(ours.PROGRAMS.get(case.task, ()) for case in args.chosen))
+    return sorted(name for name in needed if not (BINARIES / name).exists())
+
+
 def measure_round(round, args, on, counts, runs):
     """One run of everything."""
     for case in args.chosen:
-        row_counts = counts.get(case.data_set) if case.task in ("sft", "pretrain") else None
+        row_counts = counts.get(case.data_set) if case.task in ("sft", "pretrain", "reward", "ppo") else None
 
         def add(who, work):
             say(f"round {round}/{args.rounds}  {case.name}  {who}: ", end="")

@@ -3,8 +3,15 @@
 from dataclasses import dataclass
 
 SFT_ROWS = 2000
+PREFERENCE_ROWS = 2000
+# More than any run of ppo reads: TRL's trainer takes more optimiser steps on the last batch of its data.
+ROLLOUT_PROMPTS = 2048
 PROMPT_TOKENS = 64
 GENERATE_ROWS = 32
+EPISODES = 32
+
+UNITS = {"start-up": "s", "reward": "pairs/s", "ppo": "episodes/s"}
+DATA_SETS = {"pretrain": "pretrain", "reward": "preference", "ppo": "prompts"}
 
 MODELS = {
     "tiny": {
@@ -35,7 +42,8 @@ class Peer:
 @dataclass(frozen=True)
 class Case:
     """One line of the comparison. `batch` is the key and value of our `train.batch_size`; `steps` are optimiser steps,
-    of which the first `skip` are not timed, or calls of generate. Without `all_rows` a run is one epoch of few rows."""
+    of which the first `skip` are not timed, updates of ppo, or calls of generate. Without `all_rows` a run is one epoch
+    of few rows."""
 
     name: str
     task: str
@@ -51,14 +59,13 @@ class Case:
 
     @property
     def unit(self):
-        return "s" if self.task == "start-up" else "tokens/s"
+        return UNITS.get(self.task, "tokens/s")
 
     @property
     def data_set(self):
-        """The token set that our side trains on and whose text the peers read."""
-        if self.task == "pretrain":
-            return "pretrain"
-        return "sft" if self.all_rows else f"sft-{self.batch[1] * self.steps}"
+        """The data set that our side trains on and whose text the peers read."""
+        name = DATA_SETS.get(self.task, "sft")
+        return name if self.all_rows else f"{name}-{self.batch[1] * self.steps}"
 
 
 def packed_peers(batch):
@@ -115,6 +122,30 @@ def tutorial(precision, peers):
     )
 
 
+def reward(precision):
+    peers = (
+        Peer("TRL RewardTrainer", "reward", ("--batch", "8")),
+        Peer("TRL RewardTrainer, by length", "reward", ("--batch", "8", "--group-by-length")),
+    )
+    about = "training a reward model, 8 pairs a step, one epoch; peers with rows in random order and grouped by length"
+    return Case(
+        task="reward", about=about, peers=peers, steps=25, batch=("sequences", 8), all_rows=False,
+        **by_precision("reward", "tiny", precision),
+    )
+
+
+def ppo(precision):
+    sizes = ("--batch", "8", "--accumulate", str(EPISODES // 8), "--prompt", str(PROMPT_TOKENS), "--new", "64")
+    about = (
+        f"{EPISODES} episodes an update, prompts of {PROMPT_TOKENS} tokens, 64 new ones each, then 4 epochs of one "
+        "optimiser step; policy, reference, value and reward are models of their own"
+    )
+    return Case(
+        task="ppo", about=about, peers=(Peer("TRL 1.12 PPOTrainer", "ppo", sizes),), steps=6, skip=1, new_tokens=64,
+        **by_precision("ppo", "tiny", precision),
+    )
+
+
 UNPACKED = Case(
     name="sft-unpacked-tiny-fp32", task="sft",
     about="fine-tuning, 8 sequences a step, one epoch; peer without packing, rows grouped by length",
@@ -149,6 +180,10 @@ CASES = (
     generate("tiny", "fp32"),
     generate("tiny", "bf16"),
     generate("gpt2", "bf16"),
+    reward("fp32"),
+    reward("bf16"),
+    ppo("fp32"),
+    ppo("bf16"),
     DATA_PREP,
     START_UP,
 )

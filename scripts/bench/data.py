@@ -8,12 +8,14 @@ import random
 import shutil
 
 import ours
-from cases import MODELS, SFT_ROWS
+from cases import MODELS, PREFERENCE_ROWS, PROMPT_TOKENS, ROLLOUT_PROMPTS, SFT_ROWS
 from paths import CORPUS, TEXT, TOKENIZER, model_dir, text_of
 
 SEED = 1
 CORPUS_BYTES = 20_000_000
 PRETRAIN_DOCUMENTS = 3000
+# What ppo's reward model is trained on, in one step.
+SCORE_MODEL_SET = "preference-8"
 # Raise it when the text changes, so that what an earlier version wrote is written anew.
 VERSION = 1
 
@@ -56,43 +58,82 @@ def write_corpus():
                 first.write(line)
 
 
-def write_prompts():
+def question(writer):
+    return f"Question: {writer.text(16, 0.6, 3, 120)}\nAnswer:"
+
+
+def write_rows(data_set, rows):
+    with text_of(data_set).open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def sft_rows():
     writer = Writer(SEED + 1)
-    with (TEXT / "sft.jsonl").open("w") as rows:
-        for _ in range(SFT_ROWS):
-            prompt = f"Question: {writer.text(16, 0.6, 3, 120)}\nAnswer:"
-            row = {"prompt": prompt, "completion": " " + writer.text(45, 0.8, 3, 260)}
-            rows.write(json.dumps(row) + "\n")
+    for _ in range(SFT_ROWS):
+        yield {"prompt": question(writer), "completion": " " + writer.text(45, 0.8, 3, 260)}
+
+
+def preference_rows():
+    """Pairs in which the chosen response tends to be the longer one, of the words of sft, which the tokenizer knows."""
+    writer = Writer(SEED + 1)
+    writer.random.seed(SEED + 2)
+    for _ in range(PREFERENCE_ROWS):
+        yield {
+            "prompt": question(writer),
+            "chosen": " " + writer.text(50, 0.7, 3, 220),
+            "rejected": " " + writer.text(35, 0.7, 3, 220),
+        }
+
+
+def prompt_rows():
+    """Prompts of exactly PROMPT_TOKENS tokens: BOS, and words that are one token each."""
+    writer = Writer(SEED + 1)
+    vocab = json.loads((TOKENIZER / "tokenizer.json").read_text())["model"]["vocab"]
+    # In the vocabulary Ġ is the blank before a word.
+    firsts = [word for word in writer.words if word in vocab]
+    others = [word for word in writer.words if f"Ġ{word}" in vocab]
+    for _ in range(ROLLOUT_PROMPTS):
+        words = writer.random.choices(firsts) + writer.random.choices(others, k=PROMPT_TOKENS - 2)
+        yield {"prompt": " ".join(words)}
 
 
 def write_text():
     """Writes the text unless it is there as these constants make it."""
     stamp = TEXT / "version.json"
-    wanted = json.dumps([VERSION, SEED, CORPUS_BYTES, PRETRAIN_DOCUMENTS, SFT_ROWS])
+    wanted = json.dumps([VERSION, SEED, CORPUS_BYTES, PRETRAIN_DOCUMENTS, SFT_ROWS, PREFERENCE_ROWS])
     if stamp.exists() and stamp.read_text() == wanted:
         return
     shutil.rmtree(TEXT, ignore_errors=True)
     TEXT.mkdir(parents=True)
     write_corpus()
-    write_prompts()
+    write_rows("sft", sft_rows())
+    write_rows("preference", preference_rows())
     stamp.write_text(wanted)
 
 
 def write_first_rows(data_set):
-    """`sft-N` has the first N rows."""
-    rows = (TEXT / "sft.jsonl").read_text().splitlines(keepends=True)
-    text_of(data_set).write_text("".join(rows[: int(data_set.removeprefix("sft-"))]))
+    """`sft-N` has the first N rows of `sft`."""
+    whole, _, count = data_set.partition("-")
+    rows = text_of(whole).read_text().splitlines(keepends=True)
+    text_of(data_set).write_text("".join(rows[: int(count)]))
 
 
 def prepare(cases, machine):
-    """Makes everything that the cases need; returns the rows and tokens of each of our token sets."""
+    """Makes everything that the cases need; returns the rows and tokens of each of our data sets."""
     write_text()
-    sets = {"pretrain", "sft"} | {case.data_set for case in cases if case.task == "sft"}
-    for data_set in sets - {"pretrain", "sft"}:
+    ppo_models = {case.model for case in cases if case.task == "ppo"}
+    sets = {"pretrain", "sft"} | {case.data_set for case in cases if case.task in ("sft", "reward")}
+    sets |= {SCORE_MODEL_SET} if ppo_models else set()
+    for data_set in filter(lambda name: "-" in name, sets):
         write_first_rows(data_set)
     counts = ours.make_token_sets({data_set: text_of(data_set) for data_set in sets}, machine)
     for model in {case.model for case in cases}:
         ours.make_model(model_dir(model), MODELS[model] | special_ids(), machine)
+    if ppo_models:
+        write_rows("prompts", prompt_rows())
+        counts |= ours.make_prompts(text_of("prompts"), machine)
+    for model in ppo_models:
+        ours.make_score_model(model, SCORE_MODEL_SET, machine)
     return counts
 
 

@@ -44,11 +44,12 @@ def describe(args):
 
 
 def versions(runs):
-    """Of the libraries that the runs say they used."""
+    """Of the libraries that the runs say they used, all where there are several."""
     found = {}
     for run in runs:
-        found |= run.get("versions", {})
-    return found
+        for name, version in run.get("versions", {}).items():
+            found.setdefault(name, set()).add(version)
+    return {name: ", ".join(sorted(versions)) for name, versions in found.items()}
 
 
 def commit():

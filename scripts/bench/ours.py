@@ -7,12 +7,24 @@ import statistics
 from dataclasses import dataclass
 
 import process
-from cases import GENERATE_ROWS, PROMPT_TOKENS
-from paths import BINARIES, CORPUS, PREPARED, TOKENIZER, WORK, model_dir, train_file
+from cases import EPISODES, GENERATE_ROWS, PROMPT_TOKENS
+from paths import (
+    BINARIES, CORPUS, PREPARED, PREPARED_PROMPTS, PROMPTS, TOKENIZER, WORK, model_dir, score_model_dir, train_file,
+)
 
 # A stage's line on stderr after its first step, where that is no terminal.
 FIRST_STEP = r"^step 1[/ ]"
 MICRO_BATCH_TOKENS = 4096
+# What a task runs besides bench and data-prep; the last is measured.
+PROGRAMS = {
+    "sft": ("sft",), "start-up": ("sft",), "pretrain": ("pretrain",), "reward": ("reward",), "ppo": ("reward", "ppo"),
+}
+# What a case counts, in a stage's metrics.
+COUNTERS = {"tokens": "num_tokens", "pairs": "num_pairs", "episodes": "episode"}
+KINDS = {
+    "corpus": "text", "pretrain": "text", "sft": "completion", "preference": "preference-plain", "prompts": "prompt",
+}
+PPO_PARTS = ("rollout", "scoring", "reference", "update")
 
 TRAIN_CONFIG = """\
 model.path = {model}
@@ -25,6 +37,34 @@ micro_batch_tokens = {micro_batch}
 precision = {precision}
 log_every_steps = 1
 optimizer = {{ learning_rate = 3e-4, weight_decay = 0.01, max_grad_norm = 1.0 }}
+schedule.constant.warmup_steps = 10
+"""
+
+# TRL's settings for all that it has a default for.
+PPO_CONFIG = """\
+model.path = {model}
+reward.model = {score_model}
+value.init.own_trunk.path = {score_model}
+data.prompts = [{prompts}]
+
+[rollout]
+prompts_per_step = {episodes}
+samples_per_prompt = 1
+max_new_tokens = {new_tokens}
+temperature = 0.7
+batch_rows = {episodes}
+
+[ppo]
+ppo_epochs = 4
+num_minibatches = 1
+micro_batch_tokens = {micro_batch}
+kl_coef.fixed = 0.05
+
+[train]
+steps = {steps}
+precision = {precision}
+log_every_steps = 1
+optimizer = {{ learning_rate = 3e-6, weight_decay = 0.01, max_grad_norm = 1.0 }}
 schedule.constant.warmup_steps = 10
 """
 
@@ -77,35 +117,62 @@ def manifest_of(run):
     return json.loads((run / "manifest.json").read_text())
 
 
-def train(case, machine):
-    """Runs sft or pretrain; speed is taken from its metrics file, by the clock as the peers' is."""
-    unit, size = case.batch
-    config = TRAIN_CONFIG.format(
-        model=quoted(model_dir(case.model)), data=quoted(train_file(case.data_set)), steps=case.steps,
-        batch_unit=unit, batch=size, micro_batch=MICRO_BATCH_TOKENS, precision=quoted(case.precision),
+def train_config(model, data_set, batch, steps, precision):
+    unit, size = batch
+    return TRAIN_CONFIG.format(
+        model=quoted(model_dir(model)), data=quoted(train_file(data_set)), steps=steps, batch_unit=unit, batch=size,
+        micro_batch=MICRO_BATCH_TOKENS, precision=quoted(precision),
     )
-    program = "pretrain" if case.task == "pretrain" else "sft"
-    run, finished = stage(program, config, machine, line=FIRST_STEP if case.task == "start-up" else None)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    manifest = manifest_of(run)
-    results = {"loss_first": lines[0]["loss"], "steps": len(lines), "peak_bytes": finished.peak_bytes}
-    results["versions"] = {"libtorch": manifest["versions"]["libtorch"]}
-    if machine.device == "cuda":
-        results["peak_bytes"] = manifest["results"]["peak_memory_bytes"]
-    results |= speed(lines, case.skip)
+
+
+def train(case, machine):
+    """Runs pretrain, sft or reward."""
+    config = train_config(case.model, case.data_set, case.batch, case.steps, case.precision)
+    line = FIRST_STEP if case.task == "start-up" else None
+    run, finished = stage(PROGRAMS[case.task][-1], config, machine, line=line)
+    lines, results = measured(run, finished, case, machine)
+    results["loss_first"] = lines[0]["loss"]
     if case.task == "start-up":
         results["value"] = finished.line_seconds
     shutil.rmtree(run)
     return results
 
 
-def speed(lines, skip):
-    """Tokens a second from the end of step `skip` to the end of the last one; nothing where none is left."""
-    if len(lines) <= skip:
+def ppo(case, machine):
+    """Runs ppo; also says what the parts of an update took, of those that are timed."""
+    config = PPO_CONFIG.format(
+        model=quoted(model_dir(case.model)), score_model=quoted(score_model_dir(case.model)), prompts=quoted(PROMPTS),
+        episodes=EPISODES, new_tokens=case.new_tokens, micro_batch=MICRO_BATCH_TOKENS, steps=case.steps,
+        precision=quoted(case.precision),
+    )
+    run, finished = stage("ppo", config, machine)
+    lines, results = measured(run, finished, case, machine)
+    timed = lines[case.skip :]
+    results["part_seconds"] = {part: statistics.fmean(line[f"time/{part}"] for line in timed) for part in PPO_PARTS}
+    shutil.rmtree(run)
+    return results
+
+
+def measured(run, finished, case, machine):
+    """The lines of a run's metrics, and its memory and speed, which is by the metrics' clock as the peers' is."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    manifest = manifest_of(run)
+    results = {"steps": len(lines), "peak_bytes": finished.peak_bytes}
+    results["versions"] = {"libtorch": manifest["versions"]["libtorch"]}
+    if machine.device == "cuda":
+        results["peak_bytes"] = manifest["results"]["peak_memory_bytes"]
+    return lines, results | speed(lines, case)
+
+
+def speed(lines, case):
+    """What the case counts, a second, from the end of step `skip` to the end of the last one; nothing where none is
+    left."""
+    if len(lines) <= case.skip:
         return {}
-    first, last = lines[skip - 1], lines[-1]
-    tokens, seconds = last["num_tokens"] - first["num_tokens"], last["time"] - first["time"]
-    return {"value": tokens / seconds, "tokens": tokens, "seconds": seconds}
+    counted = case.unit.removesuffix("/s")
+    first, last = lines[case.skip - 1], lines[-1]
+    count, seconds = last[COUNTERS[counted]] - first[COUNTERS[counted]], last["time"] - first["time"]
+    return {"value": count / seconds, counted: count, "seconds": seconds}
 
 
 def generate(case, machine):
@@ -129,14 +196,15 @@ def data_prep(_case, machine):
 
 
 def token_set(name, source, max_length=512):
-    kind, overlong = ("text", "split") if source.suffix == ".txt" else ("completion", "truncate")
+    kind = KINDS[name.partition("-")[0]]
     return TOKEN_SET_CONFIG.format(
-        name=name, kind=quoted(kind), source=quoted(source), max_length=max_length, overlong=quoted(overlong)
+        name=name, kind=quoted(kind), source=quoted(source), max_length=max_length,
+        overlong=quoted("split" if kind == "text" else "truncate"),
     )
 
 
 def token_counts(run):
-    """Rows and tokens of each token set of a run of data-prep."""
+    """Rows and tokens of each data set of a run of data-prep."""
     sets = manifest_of(run)["results"]["datasets"]
     return {name: {key: found["train"][key] for key in ("rows", "tokens")} for name, found in sets.items()}
 
@@ -146,9 +214,28 @@ def make_token_sets(sources, machine):
     config = 'preview_rows = 0\n[tokenizer.train]\nvocab_size = 4096\ndatasets = ["pretrain", "sft"]\n'
     config += "".join(token_set(name, source) for name, source in sorted(sources.items()))
     run, _ = stage("data-prep", config, machine)
-    shutil.rmtree(PREPARED, ignore_errors=True)
-    run.rename(PREPARED)
+    keep(run, PREPARED)
     return token_counts(PREPARED)
+
+
+def make_prompts(source, machine):
+    """The prompts of ppo, which are made for the tokenizer and so after it."""
+    config = f"preview_rows = 0\ntokenizer.existing.path = {quoted(TOKENIZER)}\n{token_set('prompts', source)}"
+    run, _ = stage("data-prep", config, machine)
+    keep(run, PREPARED_PROMPTS)
+    return token_counts(PREPARED_PROMPTS)
+
+
+def make_score_model(model, data_set, machine):
+    """What scores in ppo and what its value starts from, on both sides: one step of reward on `data_set`."""
+    config = train_config(model, data_set, batch=("sequences", 8), steps=1, precision="fp32")
+    run, _ = stage("reward", config, machine)
+    keep(run, score_model_dir(model))
+
+
+def keep(run, target):
+    shutil.rmtree(target, ignore_errors=True)
+    run.rename(target)
 
 
 def make_model(target, config, machine):
@@ -183,4 +270,7 @@ def bench(machine, *arguments):
     return process.run([BINARIES / "bench", *arguments], machine.environment())
 
 
-RUN = {"sft": train, "start-up": train, "pretrain": train, "generate": generate, "data-prep": data_prep}
+RUN = {
+    "sft": train, "start-up": train, "pretrain": train, "reward": train, "ppo": ppo, "generate": generate,
+    "data-prep": data_prep,
+}

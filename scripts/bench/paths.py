@@ -11,6 +11,8 @@ TEXT = WORK / "text"
 CORPUS = TEXT / "corpus.txt"
 PREPARED = WORK / "prepared"
 TOKENIZER = PREPARED / "tokenizer"
+PREPARED_PROMPTS = WORK / "prepared-prompts"
+PROMPTS = PREPARED_PROMPTS / "data" / "prompts" / "train-prompts.parquet"
 
 
 def text_of(data_set):
@@ -24,3 +26,8 @@ def train_file(data_set):
 
 def model_dir(model):
     return WORK / "models" / model
+
+
+def score_model_dir(model):
+    """A reward model of that shape."""
+    return WORK / "models" / f"{model}-score"

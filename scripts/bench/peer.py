@@ -16,6 +16,7 @@ import time
 from importlib.metadata import version
 
 from peer_common import load_model, load_tokenizer, wait
+from peer_rlhf import run_ppo, run_reward
 from peer_training import run_pretrain, run_sft, run_tutorial
 
 LIBRARIES = ("torch", "transformers", "trl", "datasets", "accelerate", "tokenizers")
@@ -77,10 +78,14 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=sorted(TASKS))
     parser.add_argument("--model", required=True, help="model directory; data-prep needs only its tokenizer")
-    parser.add_argument("--data", help="JSON Lines with prompt and completion; text for pretrain and data-prep")
+    parser.add_argument("--score-model", help="ppo: model directory of what scores and of where the value starts")
+    parser.add_argument(
+        "--data",
+        help="JSON Lines with prompt, and completion or chosen and rejected; text for pretrain and data-prep",
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--steps", type=int, default=10, help="optimiser steps; generate: timed calls")
+    parser.add_argument("--steps", type=int, default=10, help="optimiser steps; ppo: updates; generate: timed calls")
     parser.add_argument("--skip", type=int, default=2, help="first steps that are not timed")
     parser.add_argument("--batch", type=int, default=8, help="sequences in a forward pass")
     parser.add_argument("--accumulate", type=int, default=1, help="forward passes in a step")
@@ -98,6 +103,8 @@ TASKS = {
     "sft": run_sft,
     "tutorial": run_tutorial,
     "pretrain": run_pretrain,
+    "reward": run_reward,
+    "ppo": run_ppo,
     "generate": run_generate,
     "data-prep": run_data_prep,
 }

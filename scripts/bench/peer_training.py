@@ -13,31 +13,31 @@ MAX_LENGTH = 512
 
 
 class Meter:
-    """When each optimiser step ended, how many real tokens it had, and its loss."""
+    """When each optimiser step ended, how much it had of what is counted, and its loss."""
 
-    def __init__(self, device):
-        self.device = device
-        self.ends, self.tokens, self.losses = [], [], []
+    def __init__(self, device, counted="tokens"):
+        self.device, self.counted = device, counted
+        self.ends, self.counts, self.losses = [], [], []
         self.pending = 0
 
-    def count(self, tokens):
-        self.pending += tokens
+    def count(self, number):
+        self.pending += number
 
     def step(self):
         wait(self.device)
         self.ends.append(time.perf_counter())
-        self.tokens.append(self.pending)
+        self.counts.append(self.pending)
         self.pending = 0
         if len(self.ends) == 1:
             print("step 1", file=sys.stderr, flush=True)
 
     def results(self, skip):
-        """Tokens a second from the end of step `skip` to the end of the last one; none where nothing is left."""
-        results = {"steps": len(self.ends), "loss_first": self.losses[0], "value": None}
+        """What is counted, a second, from the end of step `skip` to the end of the last one; none where nothing is
+        left."""
+        results = {"steps": len(self.ends), "loss_first": self.losses[0] if self.losses else None, "value": None}
         if len(self.ends) > skip:
-            results["tokens"] = sum(self.tokens[skip:])
-            results["seconds"] = self.ends[-1] - self.ends[skip - 1]
-            results["value"] = results["tokens"] / results["seconds"]
+            count, seconds = sum(self.counts[skip:]), self.ends[-1] - self.ends[skip - 1]
+            results |= {self.counted: count, "seconds": seconds, "value": count / seconds}
         return results
 
 
@@ -70,31 +70,39 @@ def trainer_options(args, scratch):
     }
 
 
-def watch(trainer, device):
-    """Counts tokens as they enter the loss and notes the time at the end of every optimiser step."""
-    from transformers import TrainerCallback
-    from transformers.trainer_callback import PrinterCallback
+def real_tokens(inputs):
+    mask = inputs.get("attention_mask")
+    return inputs["input_ids"].numel() if mask is None else int(mask.sum())
 
-    meter = Meter(device)
+
+def watch(trainer, meter, count=real_tokens):
+    """Counts what enters the loss and notes the time at the end of every optimiser step."""
     compute_loss = trainer.compute_loss
 
     def counting(model, inputs, *more, **named):
-        mask = inputs.get("attention_mask")
-        meter.count(inputs["input_ids"].numel() if mask is None else int(mask.sum()))
+        meter.count(count(inputs))
         return compute_loss(model, inputs, *more, **named)
+
+    trainer.compute_loss = counting
+    clock(trainer, meter)
+
+
+def clock(trainer, meter, each_step=0):
+    """Notes the time at the end of every step, and adds `each_step` to what it counts."""
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import PrinterCallback
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_, **__):
+            meter.count(each_step)
             meter.step()
 
         def on_log(self, _args, _state, _control, logs=None, **__):
             if "loss" in (logs or {}):
                 meter.losses.append(float(logs["loss"]))
 
-    trainer.compute_loss = counting
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Clock())
-    return meter
 
 
 def run_sft(args, scratch):
@@ -115,7 +123,8 @@ def run_sft(args, scratch):
     )
     if args.own_loss:
         trainer.compute_loss = types.MethodType(Trainer.compute_loss, trainer)
-    meter = watch(trainer, args.device)
+    meter = Meter(args.device)
+    watch(trainer, meter)
     trainer.train()
     data_tokens = sum(len(ids) for ids in trainer.train_dataset["input_ids"])
     return meter.results(args.skip) | {"data_rows": len(rows), "data_tokens": data_tokens}
@@ -144,7 +153,8 @@ def run_tutorial(args, scratch):
         train_dataset=encoded,
         data_collator=default_data_collator,
     )
-    meter = watch(trainer, args.device)
+    meter = Meter(args.device)
+    watch(trainer, meter)
     trainer.train()
     data_tokens = sum(sum(mask) for mask in encoded["attention_mask"])
     return meter.results(args.skip) | {"data_rows": len(rows), "data_tokens": data_tokens}

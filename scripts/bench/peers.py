@@ -1,26 +1,30 @@
-"""The peers' side: runs peer.py in its Python environment. `run` says in two variables where that is."""
+"""The peers' side: runs peer.py in its Python environment. `run` says in three variables where that is."""
 
 import json
 import os
 from pathlib import Path
 
 import process
-from paths import CORPUS, WORK, model_dir, text_of
+from paths import CORPUS, WORK, model_dir, score_model_dir, text_of
 
 SCRIPT = Path(__file__).with_name("peer.py")
 # peer.py says so on stderr when the first step is done.
 FIRST_STEP = "^step 1$"
 PYTHON = "BENCH_PEER_PYTHON"
 LIBRARIES = "BENCH_PEER_LIBRARIES"
+# A folder with what takes the place of the environment's packages for ppo.
+PPO_PACKAGES = "BENCH_PEER_PPO_PACKAGES"
 
 
 def available():
     return PYTHON in os.environ
 
 
-def environment(machine):
+def environment(case, machine):
     """As our side's, with nothing from the network and all caches, compiled Python too, below the working directory."""
     inherited = {name: value for name, value in machine.environment().items() if name != "PYTHONDONTWRITEBYTECODE"}
+    if case.task == "ppo":
+        inherited["PYTHONPATH"] = os.environ[PPO_PACKAGES]
     return inherited | {
         "LD_LIBRARY_PATH": os.environ.get(LIBRARIES, ""),
         "PYTHONPYCACHEPREFIX": str(WORK / "peer-cache" / "bytecode"),
@@ -39,13 +43,15 @@ def command(case, peer, machine):
         return [*words, "--data", CORPUS, "--processes", machine.threads]
     if case.task == "generate":
         return words
+    if case.task == "ppo":
+        words += ["--score-model", score_model_dir(case.model)]
     return [*words, "--data", text_of(case.data_set)]
 
 
 def run(case, peer, machine):
     line = FIRST_STEP if case.task == "start-up" else None
     whole_tree = case.task == "data-prep"
-    finished = process.run(command(case, peer, machine), environment(machine), line=line, whole_tree=whole_tree)
+    finished = process.run(command(case, peer, machine), environment(case, machine), line=line, whole_tree=whole_tree)
     results = json.loads(finished.stdout.splitlines()[-1])
     results.setdefault("peak_bytes", finished.peak_bytes)
     results["data"] = {"rows": results.pop("data_rows", None), "tokens": results.pop("data_tokens", None)}

@@ -3,6 +3,7 @@
 import statistics
 
 from cases import CASES
+from ours import PPO_PARTS
 
 HEAD = """\
 | case | peer | ours min–median–max | peer min–median–max | ratio of medians (single rounds) | share of bound |
@@ -13,17 +14,25 @@ MEMORY_HEAD = """\
 WORK_HEAD = """\
 | case | peer | ours: tokens of the rows | peer | ours: first loss | peer |
 |---|---|---|---|---|---|"""
+PARTS_HEAD = f"""\
+| case | {' | '.join(f'{part} s' for part in PPO_PARTS)} |
+|---|{'---|' * len(PPO_PARTS)}"""
 NOTES = """\
-Tokens/s count real tokens, never padding; start-up is in seconds, and its ratio is peer / ours, so that above 1 always
-means that temper is faster. In bold: the ratio to the fastest peer of a case. Training is timed from the end of step 2
-to the end of the last step, by the clock, loading of data included. The bound is what the matrix products of the
-model's shapes alone would allow at the rate measured for them in the same round; it counts the output layer for every
-token, where fine-tuning needs it only for completions, so a share may exceed 1.
+In tokens/s but for start-up, in seconds, reward, in pairs/s, and ppo, in episodes/s. Tokens/s count real tokens, never
+padding; the ratio of start-up is peer / ours, so that above 1 always means that temper is faster. In bold: the ratio to
+the fastest peer of a case. Training is timed from the end of step 2 (ppo: of the first update) to the end of the last
+step, by the clock, loading of data included. The bound is what the matrix products of the model's shapes alone would
+allow at the rate measured for them in the same round; it counts the output layer for every token, where fine-tuning
+needs it only for completions, so a share may exceed 1. It has no shape for reward and ppo.
 
 `TRL as shipped` has TRL's defaults for all but packing, batch size and gradient checkpointing, which is on by default
 and would only cost it time. `own loss` takes the model's own loss in place of TRL's, which computes the output layer in
 chunks and entropy and accuracy at every step: the same gradients, faster on a CPU. `wrapped` cuts the rows into full
-blocks; `bfd 1 × 8` fits whole rows into blocks and puts one block at a time through the model, eight a step."""
+blocks; `bfd 1 × 8` fits whole rows into blocks and puts one block at a time through the model, eight a step.
+`RewardTrainer, by length` starts with the longest rows, in steps that are not timed, which leaves it pairs a tenth
+shorter than the others'. `PPOTrainer` is experimental and in no later TRL than 1.12; its bf16 is that of `accelerate
+launch --mixed_precision bf16`, which reaches only its optimiser steps. Its responses all have their full length; of
+ours the few in a hundred that draw a stop token, with these random weights, end there."""
 
 
 class Runs:
@@ -77,7 +86,7 @@ def speed_cell(runs, who):
     if error := runs.failure(who):
         return f"failed: {error.replace('|', '/')[:160]}"
     values = runs.values(who).values()
-    unit = " s" if runs.case.unit == "s" else ""
+    unit = "" if runs.case.unit == "tokens/s" else f" {runs.case.unit}"
     return spread(values) + unit if values else "—"
 
 
@@ -127,6 +136,13 @@ def memory_rows(runs):
         yield [name, peer or "—", own, number(theirs) if theirs else "—", share]
 
 
+def part_rows(runs):
+    """What the parts of our update take: the median of the rounds."""
+    if parts := runs.values("ours", "part_seconds"):
+        medians = (statistics.median(seconds[part] for seconds in parts.values()) for part in PPO_PARTS)
+        yield [runs.case.name, *map(number, medians)]
+
+
 def work_rows(runs):
     """Whether both sides did the same: the tokens they made of the same rows, the loss of the same weights."""
     done = {who: next((run for run in runs.of(who) if "error" not in run), {}) for who in ("ours", *runs.peers)}
@@ -158,15 +174,17 @@ def tables(results):
 
     about = [f"- {runs.case.name}: {runs.case.about}" for runs in all_runs]
     machine = [f"- {key}: {value}" for key, value in results["machine"].items()]
-    parts = [
+    parts = rows(part_rows)
+    texts = [
         table(HEAD, rows(speed_rows)), NOTES,
         "Peak memory: the resident set of the process (data-prep's peer: of all its processes); on a GPU what tensors "
         "took.",
         table(MEMORY_HEAD, rows(memory_rows)),
+        *(["What the parts of an update of ppo take on our side:", table(PARTS_HEAD, parts)] if parts else ()),
         "That both sides did the same work: tokens made of the same rows (those cut at 512 tokens overlap by one on "
-        "our side), and the loss of the first step, from the same weights on other rows (the tutorial's is of padding "
-        "too).",
+        "our side; ppo's are of prompts), and the loss of the first step, from the same weights on other rows (the "
+        "tutorial's is of padding too; a reward model's head is each side's own).",
         table(WORK_HEAD, rows(work_rows)),
         "The cases:", "\n".join(about), "Where and with what:", "\n".join(machine),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(texts)
