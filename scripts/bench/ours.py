@@ -52,16 +52,20 @@ prompts_per_step = {episodes}
 samples_per_prompt = 1
 max_new_tokens = {new_tokens}
 temperature = 0.7
+ignore_eos = true
 batch_rows = {episodes}
+
+[kl]
+coef.fixed = 0.05
 
 [ppo]
 ppo_epochs = 4
 num_minibatches = 1
-micro_batch_tokens = {micro_batch}
-kl_coef.fixed = 0.05
+value_clip_range = 0.2
 
 [train]
 steps = {steps}
+micro_batch_tokens = {micro_batch}
 precision = {precision}
 log_every_steps = 1
 optimizer = {{ learning_rate = 3e-6, weight_decay = 0.01, max_grad_norm = 1.0 }}

@@ -16,6 +16,8 @@ pub struct Tolerance {
 
 /// Logits in fp32 against transformers: about four times the rounding noise of the fixtures.
 pub const LOGITS: Tolerance = Tolerance { name: "logits", absolute: 1e-5, relative: 0.0 };
+/// Scores of a reward model in fp32 against transformers.
+pub const SCORE: Tolerance = Tolerance { name: "score", absolute: 1e-5, relative: 0.0 };
 /// A mean loss in fp32 against transformers.
 pub const LOSS: Tolerance = Tolerance { name: "loss", absolute: 1e-5, relative: 0.0 };
 /// A parameter's gradient in fp32 against transformers.
@@ -123,6 +125,16 @@ pub fn assert_differs(what: &str, got: &Tensor, want: &Tensor, tolerance: Tolera
         close(what, got, want, tolerance).is_err(),
         "{what}: the comparison misses a change of 1 %"
     );
+}
+
+/// Measured differences, seen with `cargo test -- --nocapture`.
+#[expect(
+    clippy::print_stdout,
+    reason = "the measured numbers are part of what a parity run is for"
+)]
+pub fn report(what: &str, numbers: &[(&str, f64)]) {
+    let list: Vec<String> = numbers.iter().map(|(name, n)| format!("{name} {n:.1e}")).collect();
+    println!("{what}: {}", list.join(", "));
 }
 
 #[cfg(test)]

@@ -47,25 +47,49 @@ pub fn texts(count: usize) -> Vec<Value> {
 pub fn conversations(count: usize) -> Vec<Value> {
     (0..count)
         .map(|i| {
-            let (person, person_ko) = PEOPLE[i % 6];
-            let (thing, thing_ko) = THINGS[i / 6 % 6];
-            let (question, answer) = if i % 2 == 0 {
-                (
-                    format!("What did {person} find at place {i}?"),
-                    format!("{person} found a {thing}."),
-                )
-            } else {
-                (
-                    format!("{person_ko}는 {i}번에서 무엇을 찾았나요?"),
-                    format!("{thing_ko}를 찾았어요."),
-                )
-            };
+            let (question, answer) = asked(i, i / 6);
             json!({ "messages": [
                 { "role": "user", "content": question },
                 { "role": "assistant", "content": answer },
             ] })
         })
         .collect()
+}
+
+/// Preferences: `{"prompt": ..., "chosen": ..., "rejected": ...}` with task and checker, `count` different records; each fifth
+/// has a margin. The worse answer is one to another question, or none.
+pub fn preferences(count: usize) -> Vec<Value> {
+    (0..count)
+        .map(|i| {
+            let (prompt, chosen) = asked(i, i / 6);
+            let (_, other) = asked(i, i / 6 + 1);
+            let (task, none) =
+                if i % 2 == 0 { ("en", "I forgot.") } else { ("ko", "잊었어요.") };
+            let rejected = if i % 3 == 0 { other } else { none.to_owned() };
+            let mut record = json!({
+                "prompt": prompt,
+                "chosen": chosen,
+                "rejected": rejected,
+                "task": task,
+                "checker": { "exact": { "answer": chosen } },
+            });
+            if i % 5 == 0 {
+                record["margin"] = json!(0.5);
+            }
+            record
+        })
+        .collect()
+}
+
+/// A question about place `i`, and the answer that it was this thing. English and Korean take turns.
+fn asked(i: usize, thing: usize) -> (String, String) {
+    let (person, person_ko) = PEOPLE[i % 6];
+    let (thing, thing_ko) = THINGS[thing % 6];
+    if i % 2 == 0 {
+        (format!("What did {person} find at place {i}?"), format!("{person} found a {thing}."))
+    } else {
+        (format!("{person_ko}는 {i}번에서 무엇을 찾았나요?"), format!("{thing_ko}를 찾았어요."))
+    }
 }
 
 /// Writes records one a line.

@@ -28,12 +28,24 @@ pub fn parity(path: impl AsRef<Path>) -> PathBuf {
 /// # Errors
 /// If the folder cannot be read or holds none.
 pub fn models() -> Result<Vec<String>> {
+    folders("models")
+}
+
+/// The fixtures of reward models, by name.
+///
+/// # Errors
+/// If the folder cannot be read or holds none.
+pub fn reward_models() -> Result<Vec<String>> {
+    folders("reward-models")
+}
+
+fn folders(of: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in fs_err::read_dir(parity("models"))? {
+    for entry in fs_err::read_dir(parity(of))? {
         names.push(entry?.file_name().into_string().map_err(|name| anyhow!("{}", name.display()))?);
     }
     names.sort();
-    anyhow::ensure!(names.len() >= 7, "only these model fixtures: {names:?}");
+    anyhow::ensure!(names.len() >= 7, "only these {of}: {names:?}");
     Ok(names)
 }
 

@@ -1,8 +1,9 @@
-//! The kit of the whole-project tests: golden files, comparisons with named tolerances, a tiny corpus, and the real
-//! binaries.
+//! The kit of the whole-project tests: golden files, comparisons with named tolerances, changes that they must see, a
+//! tiny corpus, and the real binaries.
 
 pub mod binaries;
 pub mod close;
 pub mod corpus;
 pub mod fixtures;
 pub mod flat;
+pub mod perturb;

@@ -10,9 +10,11 @@ use std::path::PathBuf;
 use tch::{Kind, Tensor, no_grad};
 use temper_tests::close::{
     GRADIENT, LOGITS, LOSS, PACKING, WEIGHT, assert_close, assert_differs, close, close_number,
+    report,
 };
 use temper_tests::fixtures::{self, Tensors};
 use temper_tests::flat::{Flat, IGNORED};
+use temper_tests::perturb::{change, scale};
 use torch_ext::foreach;
 use training::optimizer::{AdamW, clip_factor};
 
@@ -108,28 +110,6 @@ fn document_lengths(positions: &[i64]) -> Vec<usize> {
 }
 
 const CASES: [&str; 3] = ["full", "padded", "packed"];
-
-/// Names a change that must be seen, and makes it: every weight of one parameter times 1.01.
-fn scale(decoder: &Decoder, parameter: &str, factor: f64) {
-    let mut weight = decoder.params().get(parameter).expect("a name of this model");
-    no_grad(|| {
-        let _ = weight.g_mul_scalar_(factor);
-    });
-}
-
-/// As [`scale`] by 1 %; but a norm behind a product takes the same factor of all its weights out again, so half of them
-/// change there, and by more.
-fn change(decoder: &Decoder, parameter: &str) {
-    let normed = decoder.config().qk_norm
-        && (parameter.ends_with("q_proj.weight") || parameter.ends_with("k_proj.weight"));
-    if !normed {
-        return scale(decoder, parameter, 1.01);
-    }
-    let weight = decoder.params().get(parameter).expect("a name of this model");
-    no_grad(|| {
-        let _ = weight.narrow(0, 0, weight.size()[0] / 2).narrow(1, 0, 1).g_mul_scalar_(1.1);
-    });
-}
 
 #[test]
 fn logits_and_loss_are_those_of_transformers() -> Result<()> {
@@ -543,14 +523,4 @@ fn same_config(fixture: &Fixture, saved: &Decoder) -> Result<()> {
     assert_eq!(got.tie_word_embeddings, want.tie_word_embeddings);
     assert_eq!(got.eos_token_ids, want.eos_token_ids);
     Ok(())
-}
-
-/// Measured differences, seen with `cargo test -- --nocapture`.
-#[expect(
-    clippy::print_stdout,
-    reason = "the measured numbers are part of what a parity run is for"
-)]
-fn report(what: &str, numbers: &[(&str, f64)]) {
-    let list: Vec<String> = numbers.iter().map(|(name, n)| format!("{name} {n:.1e}")).collect();
-    println!("{what}: {}", list.join(", "));
 }

@@ -54,7 +54,7 @@ pub enum Part {
     /// and `checker`. No other part knows of ailments.
     Clinic,
     /// Pairs of answers to instructions: records with `prompt` (messages), `chosen`, `rejected`, `task` (why
-    /// the first is better: `kindness`, `truth` or `right`), `language`, `split` and `checker` (accepts the best
+    /// the first is better: `kindness`, `truth`, `right` or `whole`), `language`, `split` and `checker` (accepts the best
     /// answers).
     Preferences,
     /// Unsafe requests and harmless ones that look alike: records with `prompt`, `good`, `bad` (null for

@@ -57,6 +57,9 @@ pub trait Batch: Sized {
     /// What the summed loss over it is a sum over: tokens to predict, or pairs.
     fn num_targets(&self) -> usize;
 
+    /// The name under which the rows of a run are counted in its metrics; rows of text are not.
+    const ROWS_METRIC: Option<&'static str> = None;
+
     /// The tokens to predict, where the loss is one of text.
     fn target_ids(&self) -> &[i64] {
         &[]

@@ -119,7 +119,7 @@ pub(crate) fn scores(
 }
 
 /// What is taken off a score for how the response ended, and for its length.
-fn ending(reward: &Reward, score: f64, episode: &Episode) -> f64 {
+pub(crate) fn ending(reward: &Reward, score: f64, episode: &Episode) -> f64 {
     let mut score = score;
     if !episode.ended {
         score = reward.missing_eos_score.unwrap_or(score);

@@ -140,7 +140,7 @@ pub(crate) fn learn(
             let Applied { grad_norm, finite, sums } =
                 apply(value, optimizer, factor, scale, &sums)?;
             learned.value_norms.push(grad_norm);
-            learned.skipped += u64::from(!finite && !moves);
+            learned.skipped += u64::from(!finite);
             means = means.or_else(|| Some(row(&sums)));
         }
         learned.minibatches.extend(means);

@@ -70,7 +70,13 @@ fn beside(
     }
     if dir.join("tokenizer.json").is_file() {
         let own = problems.take(key, Tokenizer::load(&dir))?;
-        problems.take(key, verify_chain(&dir, &own.digest(), policy, &tokenizer.digest()))?;
+        let policy = policy.display();
+        let same = own.digest() == tokenizer.digest();
+        let what = format_args!(
+            "has another tokenizer than the policy, {policy}; give a model of the same one"
+        )
+        .to_string();
+        problems.check(same, key, what).then_some(())?;
     }
     Some((dir, config))
 }
@@ -112,7 +118,9 @@ impl StageConfig for Config {
             _ => None,
         };
         let value = found("value.init.own_trunk.path", &own_trunk, None);
-        self.check_statistics(reward.as_deref(), &mut problems);
+        if reward.is_some() || self.reward.model.is_none() {
+            self.check_statistics(reward.as_deref(), &mut problems);
+        }
         let room = model_config.max_position_embeddings as usize;
         let (prompts, dropped) = self.prompts(
             "data.prompts",
@@ -130,7 +138,8 @@ impl StageConfig for Config {
             room,
             &mut problems,
         );
-        self.check_checkers(&prompts, &mut problems);
+        self.check_checkers("data.prompts", &prompts, &mut problems);
+        self.check_checkers("data.validation", &validation, &mut problems);
         self.check_ptx(&tokenizer, &mut problems);
         if let Some(value) = &self.value
             && value.learning_rate.is_some()
@@ -335,12 +344,12 @@ impl Config {
         (all, dropped)
     }
 
-    fn check_checkers(&self, prompts: &[Prompt], problems: &mut Problems) {
+    fn check_checkers(&self, key: &str, prompts: &[Prompt], problems: &mut Problems) {
         let asked = self.reward.rules.iter().any(|weighted| weighted.rule == RuleSpec::Checker {});
         let without = prompts.iter().filter(|prompt| prompt.checker.is_none()).count();
         problems.check(
             !asked || without == 0,
-            "data.prompts",
+            key,
             format_args!("has {without} prompts without a checker, which reward.rules asks for"),
         );
     }

@@ -14,7 +14,7 @@ use model::{Decoder, Precision};
 use objectives::adapt_kl_coef;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use stage::{Context, ErrorExt as _, Results};
+use stage::{Context, ErrorExt as _, Interrupted, Results};
 use training::checkpoint;
 use training::optimizer::{AdamW, LossScale};
 use training::settings::Optimizer;
@@ -269,10 +269,15 @@ impl<'a> Run<'a> {
             step > 0 && period.is_some_and(|period| step.is_multiple_of(period))
         };
         let config = &self.plan.config;
-        let mut new_best = false;
+        let (mut new_best, mut evaluated) = (false, false);
         let wanted = step == 0 || done || every(config.eval.every_steps);
         if wanted && !self.plan.validation.is_empty() && self.state.evaluated_at != Some(step) {
-            new_best = self.evaluate()?;
+            match self.evaluate() {
+                Ok(best) => (new_best, evaluated) = (best, true),
+                // The step is saved first; the evaluation is made up for when the run goes on.
+                Err(error) if error.is::<Interrupted>() => {}
+                Err(error) => return Err(error),
+            }
         }
         let stop = self.ctx.check_interrupt();
         let keeps_best = config.train.checkpoint.keep_best;
@@ -280,7 +285,9 @@ impl<'a> Run<'a> {
         let due = good && (every(config.train.checkpoint.every_steps) || done)
             || (new_best && keeps_best)
             || (stop.is_err() && step > 0);
-        if due && self.saved_at != Some(step) {
+        // One that was saved before an evaluation that has been made up for since is saved again.
+        let again = evaluated && self.saved_at == Some(step);
+        if (due && self.saved_at != Some(step)) || again {
             self.save()?;
         }
         Ok(stop?)

@@ -86,3 +86,18 @@ impl Describe for Plan {
         format!("from        {dir}\n{}", self.pairs.describe(&self.model_config))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_file_is_read_and_shows_every_key_of_its_own() {
+        let text = include_str!("../../../configs/reward.toml");
+        let config: Config = toml::from_str(text).unwrap();
+        let shown = toml::to_string(&config.reward).unwrap();
+        for key in shown.lines().filter_map(|line| line.split_once(" = ")).map(|(key, _)| key) {
+            assert!(text.contains(&format!("{key} = ")), "`{key}` is not shown");
+        }
+    }
+}

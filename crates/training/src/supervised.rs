@@ -59,6 +59,7 @@ struct State {
     step: u64,
     cursor: Cursor,
     num_tokens: u64,
+    num_rows: u64,
     loss_scale: Option<LossScale>,
     skipped_steps: u64,
     skipped_in_a_row: u64,
@@ -213,6 +214,7 @@ impl<'a, B: Batch> Run<'a, B> {
         state.step += 1;
         state.cursor = self.batches.cursor();
         state.num_tokens += step.num_tokens as u64;
+        state.num_rows += step.num_rows as u64;
         self.learning_rate = settings.optimizer.learning_rate * factor;
         self.grad_norm = grad_norm;
         if finite {
@@ -280,7 +282,7 @@ impl<'a, B: Batch> Run<'a, B> {
     }
 
     fn log(&mut self) -> anyhow::Result<()> {
-        let State { step, num_tokens, skipped_steps, .. } = self.state;
+        let State { step, num_tokens, num_rows, skipped_steps, .. } = self.state;
         let window = std::mem::take(&mut self.state.window);
         let mut values = vec![
             ("loss", window.mean(window.loss)),
@@ -290,6 +292,7 @@ impl<'a, B: Batch> Run<'a, B> {
         values.extend(window.metrics.iter().map(|(name, sum)| (name.as_str(), window.mean(*sum))));
         values.push(("epoch", num_tokens as f64 / self.tokens_per_epoch));
         values.push(("num_tokens", num_tokens as f64));
+        values.extend(B::ROWS_METRIC.map(|name| (name, num_rows as f64)));
         values.extend(self.meter.take_rate().map(|rate| ("tokens_per_second", rate)));
         if skipped_steps > 0 {
             values.push(("skipped_steps", skipped_steps as f64));

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Replaces text in a config.
-fn edit(dir: &Path, config: &str, from: &str, to: &str) {
+pub(crate) fn edit(dir: &Path, config: &str, from: &str, to: &str) {
     let path = dir.join(config);
     let text = fs_err::read_to_string(&path).unwrap();
     assert!(text.contains(from), "{config} has no {from:?}");
@@ -202,7 +202,7 @@ fn a_tokenizer_of_another_model_is_refused() {
     let other =
         DATA_PREP.replace("vocab_size = 400", "vocab_size = 390").replace("\"data\"", "\"other\"");
     fs_err::write(yard.path().join("data-prep.toml"), other).unwrap();
-    for name in ["texts.jsonl", "conversations.jsonl"] {
+    for name in ["texts.jsonl", "conversations.jsonl", "preferences.jsonl"] {
         fs_err::copy(FINISHED.join(name), yard.path().join(name)).unwrap();
     }
     stage("data-prep", yard.path()).succeed().unwrap();

@@ -9,13 +9,32 @@ use super::*;
 
 /// Kills in the test suite; `TEMPER_KILLS=20` makes it as many as one likes.
 const KILLS: u64 = 5;
+const FEW_KILLS: u64 = 3;
 
-/// Numbers from 0 to 1 that look random and are the same in every run.
+const PPO_READS: &[&str] = &["data", "sft", "reward"];
+const LONGER_PPO: [&str; 6] = [
+    "train.steps=16",
+    "train.log_every_steps=2",
+    "train.checkpoint.every_steps=1",
+    "eval.every_steps=2",
+    "eval.max_prompts=4",
+    "samples.every_steps=5",
+];
+
+/// A run to be killed: longer than its config has it, and with a checkpoint at nearly every step, so that kills fall into the
+/// writing of some.
+struct Victim<'a> {
+    name: &'a str,
+    /// Runs that it reads.
+    reads: &'a [&'a str],
+    settings: &'a [&'a str],
+    kills: u64,
+}
+
+/// Numbers from 0 to 1 that look random, lie apart and are the same in every run.
 fn moments(count: u64) -> impl Iterator<Item = f64> {
-    (1..=count).map(|n| {
-        let mixed = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (n << 7);
-        (mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 44) as f64 / f64::from(1 << 20)
-    })
+    // Multiples of the golden ratio.
+    (1..=count).map(|n| (n as f64 * 0.618033988749895).fract())
 }
 
 /// How long a run takes to its first checkpoint, and from there to its end.
@@ -29,32 +48,22 @@ fn pace(running: Running, run: &Path) -> (Duration, Duration) {
 }
 
 #[expect(clippy::print_stdout, reason = "how many kills is part of what a run is for")]
-fn survives_kills(name: &str, set: &[&str]) {
-    let yard = yard(&["data", "pretrain"]);
+fn survives_kills(victim: &Victim<'_>) {
+    let Victim { name, reads, settings, kills } = *victim;
+    let yard = yard(reads);
     let dir = yard.path();
-    let config = format!("{name}.toml");
-    let text = fs_err::read_to_string(dir.join(&config)).unwrap();
-    // A longer run with a checkpoint at nearly every step, so that kills fall into the writing of some.
-    let text =
-        text.replace("every_steps = 4\n", "every_steps = 2\n").replace("steps = 60", "steps = 150");
-    let text = text
-        .replace("every_steps = 5\nkeep", "every_steps = 2\nkeep")
-        .replace("epochs = 2", "epochs = 7");
-    fs_err::write(dir.join(&config), text).unwrap();
-    let command = |run: &str| {
-        let out = ["--out", run].map(str::to_owned);
-        stage(name, dir).args(out).args(set.iter().copied())
-    };
+    let command = |run: &str| stage(name, dir).args(["--out", run]).args(sets(settings));
     let (start, rest) = pace(command("straight").start().unwrap(), &dir.join("straight"));
     let kills =
-        std::env::var("TEMPER_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
+        std::env::var("TEMPER_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(kills);
     let run = dir.join("killed");
-    let (mut resumed, mut half_written) = (0, 0);
+    let (mut resumed, mut half_written, mut ended) = (0, 0, None);
     for moment in moments(kills) {
         let mut running = command("killed").start().unwrap();
         // Anywhere in its start or in its share of the run.
         sleep((start + rest / kills as u32).mul_f64(moment));
         if running.ended().unwrap() {
+            ended = Some(running.finish().unwrap());
             break;
         }
         running.kill().unwrap();
@@ -62,7 +71,8 @@ fn survives_kills(name: &str, set: &[&str]) {
         let all = fs_err::read_dir(run.join("checkpoints")).map_or(0, Iterator::count);
         half_written += all - checkpoints(&run);
     }
-    let last = command("killed").succeed().unwrap();
+    let last = ended.unwrap_or_else(|| command("killed").run().unwrap());
+    assert_eq!(last.code(), Some(0), "{last}");
     assert!(
         resumed > 0 && last.stderr.contains("goes on from"),
         "no kill hit a run with a checkpoint\n{last}"
@@ -72,26 +82,59 @@ fn survives_kills(name: &str, set: &[&str]) {
     );
     assert_same_files(&dir.join("killed/model"), &dir.join("straight/model"));
     assert_eq!(metrics(&dir.join("killed")), metrics(&dir.join("straight")));
-    let without_clock = |run: &str| {
-        let mut all = results(&dir.join(run));
-        for key in ["tokens_per_second", "peak_memory_bytes"] {
-            all.as_object_mut().unwrap().remove(key);
-        }
-        all
-    };
-    assert_eq!(without_clock("killed"), without_clock("straight"));
+    assert_eq!(timeless_results(&dir.join("killed")), timeless_results(&dir.join("straight")));
+    let samples = |run: &str| fs_err::read(dir.join(run).join("samples.parquet")).ok();
+    assert!(samples("killed") == samples("straight"), "other samples");
     let hidden = files(&dir.join("killed"));
     assert!(hidden.iter().all(|(name, _)| !name.to_string_lossy().contains(".temper.tmp")));
 }
 
 #[test]
 fn a_pretraining_run_killed_at_random_ends_with_the_same_bits() {
-    survives_kills("pretrain", &[]);
+    survives_kills(&Victim {
+        name: "pretrain",
+        reads: &["data"],
+        settings: &["train.steps=150", "train.checkpoint.every_steps=2"],
+        kills: KILLS,
+    });
 }
 
 #[test]
 fn a_fine_tuning_run_in_bf16_with_dropout_killed_at_random_ends_with_the_same_bits() {
-    survives_kills("sft", &["--set", "train.precision=bf16"]);
+    survives_kills(&Victim {
+        name: "sft",
+        reads: &["data", "pretrain"],
+        settings: &["train.epochs=7", "train.checkpoint.every_steps=2", "train.precision=bf16"],
+        kills: KILLS,
+    });
+}
+
+#[test]
+fn a_reward_model_killed_at_random_ends_with_the_same_bits() {
+    survives_kills(&Victim {
+        name: "reward",
+        reads: &["data", "sft"],
+        settings: &["train.steps=100", "train.checkpoint.every_steps=2"],
+        kills: FEW_KILLS,
+    });
+}
+
+#[test]
+fn a_policy_with_a_value_model_killed_at_random_ends_with_the_same_bits() {
+    let settings = [&LONGER_PPO[..], &["train.checkpoint.keep_best=true"]].concat();
+    survives_kills(&Victim { name: "ppo", reads: PPO_READS, settings: &settings, kills: KILLS });
+}
+
+#[test]
+fn a_policy_that_shares_its_trunk_killed_at_random_ends_with_the_same_bits() {
+    let more = [
+        "value.init={shared_trunk={}}",
+        "kl.coef={adaptive={initial=0.1,target=1.0,horizon=100}}",
+        "ptx={data=[\"data/data/instructions/train.parquet\"],coef=0.5,batch_tokens=128}",
+    ];
+    let settings = [&LONGER_PPO[..], &more].concat();
+    let kills = FEW_KILLS;
+    survives_kills(&Victim { name: "ppo", reads: PPO_READS, settings: &settings, kills });
 }
 
 #[test]
@@ -119,4 +162,22 @@ fn a_signal_saves_and_the_exit_code_tells_which() {
         .unwrap();
     assert!(end.stderr.contains("goes on from pretrain/checkpoints/step-"), "{end}");
     assert_same_files(&dir.join("pretrain/model"), &FINISHED.join("pretrain/model"));
+}
+
+#[test]
+fn a_signal_before_an_evaluation_loses_no_step() {
+    let yard = yard(PPO_READS);
+    let settings = ["train.steps=60", "train.checkpoint.every_steps=60", "eval.every_steps=1"];
+    let run = yard.path().join("ppo");
+    let log = run.join("metrics.jsonl");
+    let lines = || fs_err::read_to_string(&log).map_or(0, |text| text.lines().count());
+    let mut running = stage("ppo", yard.path()).args(sets(&settings)).start().unwrap();
+    // The first line is of step 0; every step has two.
+    assert!(running.wait_until(|| lines() >= 5).unwrap(), "it ended too soon");
+    running.signal("TERM").unwrap();
+    let outcome = running.finish().unwrap();
+    assert_eq!(outcome.code(), Some(143), "{outcome}");
+    let last = metrics(&run).last().unwrap()["step"].as_u64().unwrap();
+    let saved = run.join(format!("checkpoints/step-{last:08}"));
+    assert!(saved.exists(), "step {last} is lost\n{outcome}");
 }

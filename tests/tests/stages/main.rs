@@ -7,10 +7,14 @@ mod bad_input;
 mod chat;
 mod interruption;
 mod pipeline;
+mod ppo;
+mod refusals;
+mod reward;
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use artifact::rows::{Cell, Column, TableReader};
 use serde_json::Value;
 use temper_tests::binaries::Stage;
 use temper_tests::corpus;
@@ -20,6 +24,7 @@ seed = 1
 out = "data"
 [tokenizer.train]
 vocab_size = 400
+datasets = ["text", "instructions"]
 [datasets.text]
 kind = "text"
 sources = ["texts.jsonl"]
@@ -30,6 +35,12 @@ kind = "chat"
 sources = ["conversations.jsonl"]
 max_length = 96
 validation_fraction = 0.2
+[datasets.preferences]
+kind = "preference"
+sources = ["preferences.jsonl"]
+max_length = 96
+validation_fraction = 0.2
+train_prompts = true
 "#;
 
 pub(crate) const PRETRAIN: &str = r#"
@@ -90,7 +101,81 @@ prompts = "data/data/instructions/prompts.parquet"
 max_new_tokens = 16
 "#;
 
-/// A finished data-prep, pretrain and sft, made once; tests that change something work on a copy.
+pub(crate) const REWARD: &str = r#"
+seed = 1
+out = "reward"
+[model]
+path = "sft"
+[data]
+train = ["data/data/preferences/train.parquet"]
+validation = ["data/data/preferences/validation.parquet"]
+[reward]
+centering_coefficient = 0.01
+[train]
+steps = 30
+batch_size.sequences = 8
+micro_batch_tokens = 512
+log_every_steps = 5
+[train.optimizer]
+learning_rate = 5e-3
+max_grad_norm = 1.0
+[train.schedule.linear]
+warmup_ratio = 0.1
+[train.eval]
+every_steps = 10
+[train.checkpoint]
+every_steps = 5
+keep_best = true
+"#;
+
+pub(crate) const PPO: &str = r#"
+seed = 1
+out = "ppo"
+[model]
+path = "sft"
+[data]
+prompts = ["data/data/preferences/train-prompts.parquet"]
+validation = ["data/data/preferences/prompts.parquet"]
+[reward]
+model = "reward"
+normalize = true
+clip = 5.0
+missing_eos_penalty = 1.0
+[value]
+init.own_trunk.path = "reward"
+[rollout]
+prompts_per_step = 8
+max_new_tokens = 16
+[kl]
+coef.fixed = 0.1
+[ppo]
+ppo_epochs = 2
+num_minibatches = 2
+value_clip_range = 0.2
+[train]
+steps = 6
+micro_batch_tokens = 160
+[train.optimizer]
+learning_rate = 1e-3
+max_grad_norm = 1.0
+[train.schedule.constant]
+[train.checkpoint]
+every_steps = 2
+[eval]
+every_steps = 3
+max_prompts = 8
+[samples]
+every_steps = 2
+count = 4
+"#;
+
+/// The value function of [`PPO`]; no `--set` takes a table away.
+pub(crate) const VALUE: &str = "[value]\ninit.own_trunk.path = \"reward\"\n";
+
+/// Pairs that there are to learn from.
+const PREFERENCES: usize = 150;
+
+/// Every stage finished, made once; tests that change something work on a copy.
 static FINISHED: LazyLock<PathBuf> = LazyLock::new(|| {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("stages");
     let _ = fs_err::remove_dir_all(&dir);
@@ -103,7 +188,20 @@ static FINISHED: LazyLock<PathBuf> = LazyLock::new(|| {
     }
     corpus::write_jsonl(&dir.join("texts.jsonl"), &corpus::texts(600)).unwrap();
     corpus::write_jsonl(&dir.join("conversations.jsonl"), &conversations).unwrap();
-    for (name, config) in [("data-prep", DATA_PREP), ("pretrain", PRETRAIN), ("sft", SFT)] {
+    let mut preferences = corpus::preferences(PREFERENCES);
+    // Two that prefer nothing.
+    for (chosen, rejected) in [("Minsu.", "Minsu."), ("민수.", " ")] {
+        let pair = serde_json::json!({"prompt": "Who?", "chosen": chosen, "rejected": rejected});
+        preferences.push(pair);
+    }
+    corpus::write_jsonl(&dir.join("preferences.jsonl"), &preferences).unwrap();
+    for (name, config) in [
+        ("data-prep", DATA_PREP),
+        ("pretrain", PRETRAIN),
+        ("sft", SFT),
+        ("reward", REWARD),
+        ("ppo", PPO),
+    ] {
         fs_err::write(dir.join(format!("{name}.toml")), config).unwrap();
         stage(name, &dir).succeed().unwrap();
     }
@@ -113,6 +211,11 @@ static FINISHED: LazyLock<PathBuf> = LazyLock::new(|| {
 /// A stage with its config in `dir`.
 pub(crate) fn stage<'a>(name: &'a str, dir: &'a Path) -> Stage<'a> {
     Stage::new(name, dir).args(["--config", &format!("{name}.toml"), "--device", "cpu"])
+}
+
+/// `--set` before each setting.
+pub(crate) fn sets<'a>(settings: &'a [&'a str]) -> impl Iterator<Item = &'a str> {
+    settings.iter().flat_map(|setting| ["--set", *setting])
 }
 
 /// A folder with copies of the configs and of some of the finished runs.
@@ -150,14 +253,36 @@ pub(crate) fn results(run: &Path) -> Value {
     json(&run.join("manifest.json"))["results"].clone()
 }
 
+/// The same without what the clock and the machine decide.
+pub(crate) fn timeless_results(run: &Path) -> Value {
+    let mut all = results(run);
+    let of_clock = |key: &str| ["tokens_per_second", "peak_memory_bytes"].contains(&key);
+    all.as_object_mut().unwrap().retain(|key, _| !of_clock(key));
+    all
+}
+
+/// What a run read, in order: the roles in its manifest.
+pub(crate) fn roles(run: &Path) -> Vec<String> {
+    let manifest = json(&run.join("manifest.json"));
+    let inputs = manifest["inputs"].as_array().unwrap();
+    inputs.iter().map(|input| input["role"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The rows of a Parquet table.
+pub(crate) fn rows(path: &Path, columns: &[Column]) -> Vec<Vec<Cell>> {
+    TableReader::open(path, columns, "").unwrap().map(Result::unwrap).collect()
+}
+
 /// The lines of `metrics.jsonl` without what the clock and the machine decide.
 pub(crate) fn metrics(run: &Path) -> Vec<Value> {
     let text = fs_err::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let of_clock = |key: &str| {
+        ["time", "tokens_per_second", "memory_bytes", "eps"].contains(&key)
+            || key.starts_with("time/")
+    };
     let timeless = |line: &str| {
         let mut line: Value = serde_json::from_str(line).unwrap();
-        for key in ["time", "tokens_per_second", "memory_bytes"] {
-            line.as_object_mut().unwrap().remove(key);
-        }
+        line.as_object_mut().unwrap().retain(|key, _| !of_clock(key));
         line
     };
     text.lines().map(timeless).collect()

@@ -1,6 +1,7 @@
 //! Pairs of answers to one prompt, the better one first: kind before curt, true before false, right
-//! before wrong.
+//! before wrong, whole before garbled.
 
+use data::checker::{Checker, normalise};
 use rand::Rng as _;
 use rand::seq::IndexedRandom as _;
 use serde_json::{Map, Value, json};
@@ -21,11 +22,14 @@ enum Aspect {
     Truth,
     /// The right answer to an exercise, rather than that of another like it.
     Right,
+    /// A whole answer rather than the same with a word lost, repeated, moved or taken from another
+    /// answer: what a policy makes that has lost its way.
+    Whole,
 }
 
 /// How many of a hundred pairs are of each aspect.
-const SHARES: [(Aspect, u32); 3] =
-    [(Aspect::Kindness, 55), (Aspect::Truth, 25), (Aspect::Right, 20)];
+const SHARES: [(Aspect, u32); 4] =
+    [(Aspect::Kindness, 40), (Aspect::Truth, 20), (Aspect::Right, 15), (Aspect::Whole, 25)];
 
 impl Aspect {
     fn name(self) -> &'static str {
@@ -33,6 +37,7 @@ impl Aspect {
             Self::Kindness => "kindness",
             Self::Truth => "truth",
             Self::Right => "right",
+            Self::Whole => "whole",
         }
     }
 
@@ -57,6 +62,7 @@ impl Drawn for Pair {
         let language = one(&Language::ALL, rng);
         match Aspect::draw(rng) {
             Aspect::Right => Self::right(village, language, rng),
+            Aspect::Whole => Self::whole(village, language, rng),
             aspect => Self::told(village, aspect, language, rng),
         }
     }
@@ -105,6 +111,26 @@ impl Pair {
         }
     }
 
+    /// A good answer and the same garbled.
+    fn whole(village: &Village, language: Language, rng: &mut Rng) -> Self {
+        let draw = |rng: &mut Rng| {
+            if rng.random_bool(0.6) {
+                Self::told(village, Aspect::Kindness, language, rng)
+            } else {
+                Self::right(village, language, rng)
+            }
+        };
+        let pair = draw(rng);
+        let other = draw(rng).chosen;
+        let checker: Option<Checker> = serde_json::from_value(pair.checker.clone()).ok();
+        let is_right = |text: &str| {
+            normalise(text) == normalise(&pair.chosen)
+                || checker.as_ref().is_some_and(|checker| checker.check(text))
+        };
+        let rejected = garbled(&pair.chosen, &other, is_right, rng);
+        Self { aspect: Aspect::Whole, rejected, ..pair }
+    }
+
     /// A right and a wrong answer to an exercise.
     fn right(village: &Village, language: Language, rng: &mut Rng) -> Self {
         let (exercise, wrong) = if rng.random_bool(0.5) {
@@ -128,4 +154,26 @@ impl Pair {
             rejected: wrong,
         }
     }
+}
+
+/// `answer` with one or two of its words lost, repeated, moved or replaced by one of `other`; more where that is right still.
+fn garbled(answer: &str, other: &str, is_right: impl Fn(&str) -> bool, rng: &mut Rng) -> String {
+    let strangers: Vec<&str> = other.split(' ').collect();
+    let mut words: Vec<&str> = answer.split(' ').collect();
+    let changes = rng.random_range(1..=2);
+    let mut made = 0;
+    while made < changes || is_right(&words.join(" ")) {
+        made += 1;
+        let at = rng.random_range(0..words.len());
+        match rng.random_range(0..4) {
+            0 if words.len() > 1 => drop(words.remove(at)),
+            1 => words.insert(at, words[at]),
+            2 => {
+                let to = rng.random_range(0..words.len());
+                words.swap(at, to);
+            }
+            _ => words[at] = one(&strangers, rng),
+        }
+    }
+    words.join(" ")
 }

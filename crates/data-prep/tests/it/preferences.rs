@@ -369,7 +369,7 @@ fn the_worlds_preferences_are_pairs() {
     assert_eq!((&report["records_kept"], &report["dropped"]), (&json!(230), &json!({})));
     let train = pairs(&yard, "train");
     assert_eq!((train.len(), pairs(&yard, "validation").len()), (200, 30));
-    let tasks = ["kindness", "truth", "right"];
+    let tasks = ["kindness", "truth", "right", "whole"];
     assert!(train.iter().all(|pair| tasks.contains(&pair.5.as_deref().unwrap())));
     assert!(
         report["prompts"].as_u64().unwrap() > 10 && report["train_prompts"].as_u64().unwrap() > 50

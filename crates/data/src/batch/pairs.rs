@@ -32,6 +32,8 @@ impl PairBatch {
 impl Batch for PairBatch {
     type Source = PairReader;
 
+    const ROWS_METRIC: Option<&'static str> = Some("num_pairs");
+
     fn of_rows<'a>(rows: impl Iterator<Item = &'a PairRow>) -> Self {
         let mut batch = Self::default();
         for row in rows {
