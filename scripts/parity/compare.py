@@ -15,7 +15,7 @@ import torch
 from common import gap
 from safetensors.torch import load_file
 
-LOGITS, LOSS, GRADIENT, WEIGHT = 1e-5, 1e-5, 1e-4, 1e-6
+LOGITS, LOSS, GRADIENT, WEIGHT, DOUBLE = 1e-5, 1e-5, 1e-4, 1e-6, 1e-12
 
 
 def json_differences(old: Any, new: Any, where: str) -> Iterator[str]:
@@ -29,7 +29,7 @@ def json_differences(old: Any, new: Any, where: str) -> Iterator[str]:
         for index, (a, b) in enumerate(zip(old, new)):
             yield from json_differences(a, b, f"{where}[{index}]")
     elif isinstance(old, float) and isinstance(new, float):
-        slack = 0.02 if ".bf16." in where else LOSS
+        slack = 0.02 if ".bf16." in where else DOUBLE if where.startswith("objectives/") else LOSS
         if not math.isclose(old, new, rel_tol=slack, abs_tol=slack):
             yield f"{where}: {old} is now {new}"
     elif old != new:

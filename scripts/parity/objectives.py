@@ -232,8 +232,8 @@ def value_cases() -> list[dict[str, Any]]:
     moved = single([a + b for a, b in zip(old, draw(16, scale=0.4))])
     targets = single([a + b for a, b in zip(old, draw(16))])
     far = (
-        single([1e4, -1e4, 1e4, 3.0, 0.0, 1e-20]), single([-1e4, 1e4, 1e4, 3.0, 1e4, 0.0]),
-        single([0.0, 0.0, -1e4, 3.0, 1e4, 0.0]),
+        single([1e4, 1e4, 1e4, 3.0, 0.0, 1e-20]), single([-1e4, -1e4, -1e4, 3.0, 1e4, 0.0]),
+        single([0.0, 1e4, 1e4, 3.0, 1e4, 0.0]),
     )
     inputs = {
         "around the clip": (0.2, moved, old, targets), "narrow": (0.05, moved, old, targets), "none": (None, moved, old, targets),

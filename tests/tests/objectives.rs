@@ -54,8 +54,8 @@ fn compare(what: &str, got: &[f64], want: &[f64], slack: Slack) -> Result<()> {
 fn agree(what: &str, got: &[f64], want: &[f64], slack: Slack) -> Result<()> {
     compare(what, got, want, slack)?;
     let most = largest(want);
-    for at in 0..got.len() {
-        let size = if most == 0.0 { 1.0 } else { want[at].abs().max(0.01 * most) };
+    for (at, number) in want.iter().enumerate() {
+        let size = if most == 0.0 { 1.0 } else { number.abs().max(0.01 * most) };
         let mut wrong = got.to_vec();
         wrong[at] += 1e-4 * size;
         let seen = compare(what, &wrong, want, slack).is_err();
@@ -68,7 +68,10 @@ fn agree(what: &str, got: &[f64], want: &[f64], slack: Slack) -> Result<()> {
 fn agree_sum(what: &str, got: &Tensor, terms: &[f64]) -> Result<()> {
     let (got, want) = (got.double_value(&[]), terms.iter().sum::<f64>());
     let size: f64 = terms.iter().map(|x| x.abs()).sum();
-    ensure!((got - want).abs() <= 1e-6 * size, "{what}: a sum of {got:e} instead of {want:e}");
+    let near = |got: f64| (got - want).abs() <= 1e-6 * size;
+    ensure!(near(got), "{what}: a sum of {got:e} instead of {want:e}");
+    let change = 1e-4 * if size == 0.0 { 1.0 } else { size };
+    ensure!(!near(got + change), "{what}: the comparison misses a change of the sum");
     Ok(())
 }
 
@@ -85,7 +88,7 @@ fn variable(list: &[f32]) -> Tensor {
 }
 
 fn list(t: &Tensor) -> Result<Vec<f64>> {
-    Ok(Vec::try_from(t.detach().to_kind(Kind::Double))?)
+    Ok(Vec::<f64>::try_from(t.detach().to_kind(Kind::Double))?)
 }
 
 /// What `loss` gives for each index by itself.
@@ -114,11 +117,12 @@ fn advantages_and_returns_are_the_sums_of_the_paper() -> Result<()> {
     ensure!(settings.len() >= 6 && rewards.len() >= 9);
     for GaeSetting { gamma, lambda, advantages, returns } in &settings {
         ensure!(advantages.len() == rewards.len() && returns.len() == rewards.len());
-        for at in 0..rewards.len() {
+        let rows = rewards.iter().zip(&values).zip(advantages.iter().zip(returns));
+        for (at, ((rewards, values), (advantages, returns))) in rows.enumerate() {
             let what = format!("row {at}, gamma {gamma}, lambda {lambda}");
-            let got = gae(&rewards[at], &values[at], *gamma, *lambda);
-            agree(&what, &wide(&got.0), &advantages[at], STORED)?;
-            agree(&what, &wide(&got.1), &returns[at], STORED)?;
+            let got = gae(rewards, values, *gamma, *lambda);
+            agree(&what, &wide(&got.0), advantages, STORED)?;
+            agree(&what, &wide(&got.1), returns, STORED)?;
         }
     }
     Ok(())
@@ -140,8 +144,7 @@ fn whitened_numbers_are_those_of_the_paper() -> Result<()> {
         for (shift_mean, want) in [(true, shifted), (false, kept)] {
             let mut got = rows.clone();
             whiten(&mut got, shift_mean);
-            let lengths = |row: &Vec<f64>| row.len();
-            ensure!(got.iter().map(Vec::len).eq(want.iter().map(lengths)), "{name}: other rows");
+            ensure!(got.iter().map(Vec::len).eq(want.iter().map(Vec::len)), "{name}: other rows");
             let what = format!("{name}, mean shifted: {shift_mean}");
             agree(&what, &wide(&got.concat()), &want.concat(), STORED)?;
         }
@@ -338,8 +341,8 @@ fn the_loss_of_pairs_is_that_of_the_papers() -> Result<()> {
     ensure!(cases.len() >= 6);
     for case in &cases {
         let Pairs { name, centering, .. } = case;
-        let given = |list: &Option<Vec<f32>>| list.as_deref().map(tensor);
-        let (margins, labels) = (given(&case.margins), given(&case.probabilities));
+        let margins = case.margins.as_deref().map(tensor);
+        let labels = case.probabilities.as_deref().map(tensor);
         let (chosen, rejected) = (variable(&case.chosen), variable(&case.rejected));
         let out = bradley_terry(&chosen, &rejected, margins.as_ref(), labels.as_ref(), *centering);
         out.loss_sum.backward();

@@ -1,17 +1,19 @@
 //! `parity-export OUT [DIR...]`: writes what `scripts/parity/check.py` loads in transformers.
 //!
-//! Every model fixture is loaded and saved in fp32, in bf16 and in shards; each DIR, a run or model directory, is taken as
-//! it is. Beside each lie `probe.safetensors`, logits as computed here, and where there is a tokenizer `probe.json`,
-//! texts with their ids.
+//! Every fixture of a model or reward model is loaded and saved in fp32, in bf16 and in shards, and every model is made a
+//! reward model; each DIR, a run or model directory, is taken as it is. Beside each lie `probe.safetensors`, logits or
+//! scores as computed here, and where there is a tokenizer `probe.json`, texts with their ids.
 
 use anyhow::{Context as _, Result};
+use data::batch::Branches;
 use data::tokenizer::{BpeOptions, Tokenizer};
-use model::{Decoder, LoadOptions, Precision};
+use model::{Decoder, Head, LoadOptions, Precision};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use tch::Tensor;
+use tch::{Tensor, no_grad};
 use temper_tests::flat::Flat;
 use temper_tests::{corpus, fixtures};
+use training::branches;
 
 /// How the fixtures are saved: name, number type, largest shard in bytes.
 const FORMS: [(&str, Precision, u64); 3] = [
@@ -23,15 +25,17 @@ const FORMS: [(&str, Precision, u64); 3] = [
 fn main() -> Result<()> {
     let mut args = std::env::args_os().skip(1).map(PathBuf::from);
     let out = args.next().context("usage: parity-export OUT [DIR...]")?;
+    let options = LoadOptions { trainable: true, ..LoadOptions::default() };
     for name in fixtures::models()? {
-        let options = LoadOptions { trainable: true, ..LoadOptions::default() };
-        let decoder =
-            Decoder::load(&fixtures::parity("models").join(&name).join("model"), &options)?;
-        for (form, dtype, shard) in FORMS {
-            let dir = out.join(format!("{name}-{form}"));
-            decoder.save(&dir, dtype, shard)?;
-            probe_model(&dir, &dir)?;
-        }
+        let dir = fixtures::parity("models").join(&name).join("model");
+        save(&Decoder::load(&dir, &options)?, &out, &name)?;
+        let mut scorer = Decoder::load_as(&dir, Head::Score, 1, &options)?;
+        scorer.set_score_statistics(0.25, 2.0);
+        save(&scorer, &out, &format!("{name}-made-reward"))?;
+    }
+    for name in fixtures::reward_models()? {
+        let dir = fixtures::parity("reward-models").join(&name).join("model");
+        save(&Decoder::load(&dir, &options)?, &out, &format!("{name}-reward"))?;
     }
     for (kind, beside) in [("byte-level", "llama-fp32"), ("metaspace", "mistral-fp32")] {
         let tokenizer = Tokenizer::load(fixtures::parity(format!("tokenizers/{kind}")))?;
@@ -53,6 +57,16 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// Saves a model in every form, each with its probe.
+fn save(decoder: &Decoder, out: &Path, name: &str) -> Result<()> {
+    for (form, dtype, shard) in FORMS {
+        let dir = out.join(format!("{name}-{form}"));
+        decoder.save(&dir, dtype, shard)?;
+        probe_model(&dir, &dir)?;
+    }
+    Ok(())
+}
+
 /// Links a model directory's files into `dir` and adds probes.
 fn take(source: &Path, dir: &Path) -> Result<()> {
     fs_err::create_dir_all(dir)?;
@@ -68,15 +82,41 @@ fn take(source: &Path, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Loads `source` afresh and writes its logits on some tokens into `dir`.
+/// Loads `source` afresh and writes its logits or scores on some tokens into `dir`.
 fn probe_model(source: &Path, dir: &Path) -> Result<()> {
     let decoder = Decoder::load(source, &LoadOptions::default())?;
     let config = decoder.config();
     let length = config.max_position_embeddings.min(48);
     let ids: Vec<i64> = (0..length).map(|i| (i * i * 7 + i + 2) % config.vocab_size).collect();
-    let logits = Flat::new(&[(&ids, &ids)]).logits(&decoder)?;
-    let tensors = [("input_ids", Tensor::from_slice(&ids).unsqueeze(0)), ("logits", logits)];
+    let tensors = if config.head.has_language_model() {
+        let logits = Flat::new(&[(&ids, &ids)]).logits(&decoder)?;
+        vec![("input_ids", Tensor::from_slice(&ids).unsqueeze(0)), ("logits", logits)]
+    } else {
+        scores(&decoder, &ids)?
+    };
     Ok(Tensor::write_safetensors(&tensors, dir.join("probe.safetensors"))?)
+}
+
+/// Scores of the last so many of `ids`, as rows padded on the right.
+fn scores(decoder: &Decoder, ids: &[i64]) -> Result<Vec<(&'static str, Tensor)>> {
+    let config = decoder.config();
+    let pad = config.pad_token_id.unwrap_or(0);
+    let lengths = [ids.len(), ids.len() * 2 / 3, ids.len() / 4, 1];
+    let (mut texts, mut rows, mut masks) = (Branches::new(), Vec::new(), Vec::new());
+    for length in lengths {
+        let mut text = ids[ids.len() - length..].to_vec();
+        // transformers takes it for padding where it is the last.
+        if text[length - 1] == pad {
+            text[length - 1] = (pad + 1) % config.vocab_size;
+        }
+        texts.push(&[], &[&text]);
+        text.resize(ids.len(), pad);
+        rows.extend(text);
+        masks.extend((0..ids.len()).map(|at| i64::from(at < length)));
+    }
+    let shaped = |list: &[i64]| Tensor::from_slice(list).view([lengths.len() as i64, -1]);
+    let scores = no_grad(|| branches::scores(decoder, &texts))?;
+    Ok(vec![("input_ids", shaped(&rows)), ("attention_mask", shaped(&masks)), ("scores", scores)])
 }
 
 fn write_tokenizer(tokenizer: &Tokenizer, dir: &Path) -> Result<()> {

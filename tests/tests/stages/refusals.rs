@@ -200,7 +200,8 @@ fn models_that_do_not_go_together_are_named() {
                           (`...ForSequenceClassification` with one label)";
     let reward_model = "this is a reward model, which has no language-model head; give a causal language model \
                         (`...ForCausalLM`)";
-    let foreign = ["foreign: made with tokenizer ", ", but sft/model has tokenizer "];
+    let foreign =
+        ["has another tokenizer than the policy, sft/model", "; give a model of the same one"];
     let no_statistics = "reward.normalize: needs a reward model whose config.json has score_mean and score_std, as temper's \
                          have";
     refused_with(dir, "ppo", &["model.path=nowhere"], &["model.path: nowhere: does not exist"]);

@@ -111,7 +111,7 @@ impl Yard {
             fs_err::copy(root().join(&file), yard.path(&file)).unwrap();
         }
         yard.program("bin/cargo", "#!/bin/sh\n");
-        for stage in ["data-prep", "pretrain", "sft", "chat"] {
+        for stage in ["data-prep", "pretrain", "sft", "reward", "ppo", "chat"] {
             yard.program(&format!("target/release/{stage}"), STAND_IN);
             yard.write(&format!("configs/{stage}.toml"), "");
         }
@@ -180,7 +180,8 @@ impl Yard {
     }
 }
 
-const ALL: [&str; 3] = ["data-prep data-prep", "pretrain pretrain", "sft sft"];
+const ALL: [&str; 5] =
+    ["data-prep data-prep", "pretrain pretrain", "sft sft", "reward reward", "ppo ppo"];
 
 #[test]
 fn make_runs_the_pipeline_in_order_once() {
@@ -195,7 +196,8 @@ fn make_runs_the_pipeline_in_order_once() {
 fn one_goal_runs_what_it_needs_and_no_more() {
     let yard = Yard::new();
     assert_eq!(yard.ran(&["pretrain"]), ALL[..2]);
-    assert_eq!(yard.ran(&["sft"]), ALL[2..]);
+    assert_eq!(yard.ran(&["sft"]), ALL[2..3]);
+    assert_eq!(yard.ran(&["reward"]), ALL[3..4]);
 }
 
 #[test]
@@ -321,7 +323,7 @@ fn help_lists_every_target_in_a_line_each() {
     let internal = ["FORCE", "ready", "$(1)"];
     let mut wanted: Vec<&str> =
         phony.flat_map(str::split_whitespace).filter(|it| !internal.contains(it)).collect();
-    wanted.extend(["data-prep", "pretrain", "sft"]);
+    wanted.extend(["data-prep", "pretrain", "sft", "reward", "ppo"]);
     assert_eq!(listed, wanted);
     assert!(
         output.lines().all(|line| line.split_whitespace().count() > 3),
