@@ -31,7 +31,7 @@ pub fn texts(count: usize) -> Vec<Value> {
             let (person, person_ko) = PEOPLE[i % 6];
             let (thing, thing_ko) = THINGS[i / 6 % 6];
             let (place, place_ko) = PLACES[i / 36 % 4];
-            let text = if i % 2 == 0 {
+            let text = if i.is_multiple_of(2) {
                 format!("{person} found number {i}, a {thing}, at the {place}. It was a good day.")
             } else {
                 format!(
@@ -85,7 +85,7 @@ pub fn preferences(count: usize) -> Vec<Value> {
 fn asked(i: usize, thing: usize) -> (String, String) {
     let (person, person_ko) = PEOPLE[i % 6];
     let (thing, thing_ko) = THINGS[thing % 6];
-    if i % 2 == 0 {
+    if i.is_multiple_of(2) {
         (format!("What did {person} find at place {i}?"), format!("{person} found a {thing}."))
     } else {
         (format!("{person_ko}는 {i}번에서 무엇을 찾았나요?"), format!("{thing_ko}를 찾았어요."))

@@ -163,7 +163,7 @@ fn a_text_is_scored_at_its_last_token_whatever_that_is() -> Result<()> {
         let decoder = fixture.load(false)?;
         let PadLast { ids, score } = &fixture.expect.pad_last;
         ensure!(ids.last().copied() == decoder.config().pad_token_id, "{}", fixture.name);
-        let got = scores(&decoder, &packed(&[ids.clone()]))?.double_value(&[0]);
+        let got = scores(&decoder, &packed(std::slice::from_ref(ids)))?.double_value(&[0]);
         close_number(&fixture.name, got, *score, SCORE)?;
         let before = ids[..ids.len() - 1].to_vec();
         let passed_over = scores(&decoder, &packed(&[before]))?.double_value(&[0]);

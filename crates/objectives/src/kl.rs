@@ -31,7 +31,6 @@ impl KlEstimator {
     }
 
     /// The estimates of many tokens, differentiable. `[N]` to `[N]`.
-    #[must_use]
     pub fn of_tensor(self, log_ratio: &Tensor) -> Tensor {
         match self {
             Self::K1 => log_ratio.shallow_clone(),

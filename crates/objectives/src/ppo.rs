@@ -15,10 +15,16 @@ pub struct PolicyLoss {
     pub approx_kl_sum: Tensor,
 }
 
+/// Beyond this the probability ratio or its gradient would overflow, and the gradient of a clipped token would not be 0.
+const LOG_RATIO: f64 = 80.0;
+
 /// The clipped surrogate loss over the tokens of responses.
 ///
 /// Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7, negated: `-min(ρ A, clip(ρ, 1 - ε, 1 + ε) A)`, `ρ = exp(log π -
 /// log π_old)`. With another bound above than below it is "clip-higher" of Yu et al. 2025 (`DAPO`), arXiv:2503.14476, eq. 8.
+///
+/// # Deviations
+/// 1. `log π - log π_old` is cut off at 80 on both sides, where fp32 ends.
 ///
 /// # Shapes
 /// `logprobs` (differentiable), `old_logprobs`, `advantages`: `[N]` fp32; `clip_range` is `(ε below, ε above)`.
@@ -28,7 +34,7 @@ pub fn policy_loss(
     advantages: &Tensor,
     clip_range: (f64, f64),
 ) -> PolicyLoss {
-    let log_ratio = logprobs - old_logprobs;
+    let log_ratio = (logprobs - old_logprobs).clamp(-LOG_RATIO, LOG_RATIO);
     let ratio = log_ratio.exp();
     let unclipped = -(&ratio * advantages);
     let clipped = -(ratio.clamp(1.0 - clip_range.0, 1.0 + clip_range.1) * advantages);
@@ -132,6 +138,16 @@ mod tests {
         let out = policy_loss(&same, &same, &tensor(&[1.0, -1.0, 0.5]), (0.2, 0.2));
         assert_eq!(list(&out.ratio), [1.0, 1.0, 1.0]);
         assert_eq!((value(&out.clipped), value(&out.approx_kl_sum)), (0.0, 0.0));
+    }
+
+    #[test]
+    fn the_furthest_policies_have_finite_gradients() {
+        let new = tensor(&[0.0, 0.0, -500.0]).set_requires_grad(true);
+        let out = policy_loss(&new, &tensor(&[-500.0, -90.0, 0.0]), &tensor(&[1.0; 3]), (0.2, 0.2));
+        out.loss_sum.backward();
+        // Clipped above; far below, where the ratio is all but 0.
+        assert!(list(&new.grad()).iter().all(|grad| grad.abs() < 1e-6), "{:?}", list(&new.grad()));
+        assert!((value(&out.loss_sum) + 2.4).abs() < 1e-6);
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub fn bradley_terry(
         losses = losses * p - (-logit).log_sigmoid() * (1.0 - p);
     }
     if centering > 0.0 {
-        losses = losses + centering * (chosen + rejected).square();
+        losses += centering * (chosen + rejected).square();
     }
     let detached = difference.detach();
     let correct = (detached.sign() + 1.0) / 2.0;

@@ -216,6 +216,7 @@ pub(crate) enum Advantage {
 
 /// `[ppo]`: the optimisation on one step's responses.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[expect(clippy::struct_field_names, reason = "`ppo_epochs` is the field's word")]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Ppo {
     pub(crate) advantage: Advantage,

@@ -105,12 +105,11 @@ pub(crate) fn rollout(
         engine.generate(&requests, &stop, if streams { Some(&new_text) } else { None }, None)?;
     let mut episodes = Vec::with_capacity(responses.len());
     for (prompt, response) in asked.into_iter().zip(responses) {
-        let text = match response.text {
-            Some(text) => text,
-            None => {
-                let ids: Vec<u32> = response.ids.iter().map(|id| *id as u32).collect();
-                tokenizer.decode(&ids, true)?
-            }
+        let text = if let Some(text) = response.text {
+            text
+        } else {
+            let ids: Vec<u32> = response.ids.iter().map(|id| *id as u32).collect();
+            tokenizer.decode(&ids, true)?
         };
         episodes.push(Episode {
             prompt,

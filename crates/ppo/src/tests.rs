@@ -64,7 +64,7 @@ impl Yard {
         .unwrap();
         let mut table = usual;
         merge(&mut table, more.replace("AT", &at.to_string()).parse().unwrap());
-        if !table["ppo"].get("advantage").is_none_or(|kind| kind.as_str() == Some("gae")) {
+        if table["ppo"].get("advantage").is_some_and(|kind| kind.as_str() != Some("gae")) {
             table.remove("value");
         }
         let config: Config = toml::Value::Table(table).try_into().unwrap();

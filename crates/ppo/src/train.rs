@@ -1,6 +1,7 @@
 //! The loop: sample, score, learn; and all that a run needs to go on as if it had never stopped.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Instant;
 
@@ -250,11 +251,7 @@ impl<'a> Run<'a> {
         for (episode, &score) in shown {
             let prompt = self.plan.prompts[episode.prompt].row.prompt.clone();
             let cell = |text: &str| text.replace('|', "\\|").replace('\n', "<br>");
-            table.push_str(&format!(
-                "| {} | {} | {score:.3} |\n",
-                cell(&prompt),
-                cell(&episode.text)
-            ));
+            let _ = writeln!(table, "| {} | {} | {score:.3} |", cell(&prompt), cell(&episode.text));
             tracing::info!("step {step}: {prompt:?} -> {:?}, score {score:.3}", episode.text);
             self.state.samples.push(Sample { step, prompt, response: episode.text.clone(), score });
         }

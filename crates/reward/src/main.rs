@@ -93,14 +93,16 @@ fn save(
     let mut tokenizer = tokenizer.clone();
     let ends = tokenizer.stop_ids(None);
     let is_apart = |id: &u32| !ends.contains(id);
-    if tokenizer.pad_id().filter(is_apart).is_none() {
+    if !tokenizer.pad_id().as_ref().is_some_and(is_apart) {
         let unknown = tokenizer.specials().get("unk_token").map(str::to_owned);
-        match unknown.filter(|token| tokenizer.token_id(token).as_ref().is_some_and(is_apart)) {
-            Some(token) => tokenizer.set_special("pad_token", &token)?,
-            None => tracing::warn!(
+        let id = unknown.as_ref().and_then(|token| tokenizer.token_id(token));
+        if let (Some(token), true) = (&unknown, id.as_ref().is_some_and(is_apart)) {
+            tokenizer.set_special("pad_token", token)?;
+        } else {
+            tracing::warn!(
                 "the tokenizer has no padding token apart from its end tokens: transformers scores only one text at a \
                  time with this model"
-            ),
+            );
         }
     }
     save_model(ctx, decoder, &tokenizer, save)

@@ -29,7 +29,7 @@ enum Aspect {
 
 /// How many of a hundred pairs are of each aspect.
 const SHARES: [(Aspect, u32); 4] =
-    [(Aspect::Kindness, 40), (Aspect::Truth, 20), (Aspect::Right, 15), (Aspect::Whole, 25)];
+    [(Aspect::Kindness, 30), (Aspect::Truth, 35), (Aspect::Right, 15), (Aspect::Whole, 20)];
 
 impl Aspect {
     fn name(self) -> &'static str {

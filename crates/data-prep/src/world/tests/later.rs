@@ -89,7 +89,7 @@ fn preferred_answers_are_better_by_rule() {
         assert!(!checker.check(field(record, "rejected")), "{record:?}");
         match field(record, "task") {
             "kindness" | "right" | "whole" => {
-                assert!(checker.check(field(record, "chosen")), "{record:?}")
+                assert!(checker.check(field(record, "chosen")), "{record:?}");
             }
             task => assert_eq!(task, "truth"),
         }
