@@ -127,7 +127,10 @@ def reward(precision):
         Peer("TRL RewardTrainer", "reward", ("--batch", "8")),
         Peer("TRL RewardTrainer, by length", "reward", ("--batch", "8", "--group-by-length")),
     )
-    about = "training a reward model, 8 pairs a step, one epoch; peers with rows in random order and grouped by length"
+    about = (
+        "training a reward model, 8 pairs a step, one epoch; peers with rows in random order and grouped by length; our "
+        "count of tokens has a pair's prompt once"
+    )
     return Case(
         task="reward", about=about, peers=peers, steps=25, batch=("sequences", 8), all_rows=False,
         **by_precision("reward", "tiny", precision),

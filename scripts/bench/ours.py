@@ -203,14 +203,18 @@ def token_set(name, source, max_length=512):
     kind = KINDS[name.partition("-")[0]]
     return TOKEN_SET_CONFIG.format(
         name=name, kind=quoted(kind), source=quoted(source), max_length=max_length,
-        overlong=quoted("split" if kind == "text" else "truncate"),
+        overlong=quoted({"text": "split", "prompt": "drop"}.get(kind, "truncate")),
     )
 
 
 def token_counts(run):
-    """Rows and tokens of each data set of a run of data-prep."""
+    """Rows and tokens of each data set of a run of data-prep; of prompts, which have no token rows, their number."""
     sets = manifest_of(run)["results"]["datasets"]
-    return {name: {key: found["train"][key] for key in ("rows", "tokens")} for name, found in sets.items()}
+    counts = {}
+    for name, found in sets.items():
+        train = found.get("train", {"rows": found.get("train_prompts"), "tokens": None})
+        counts[name] = {key: train[key] for key in ("rows", "tokens")}
+    return counts
 
 
 def make_token_sets(sources, machine):
