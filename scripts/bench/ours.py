@@ -238,7 +238,8 @@ def make_score_model(model, data_set, machine):
     """What scores in ppo and what its value starts from, on both sides: one step of reward on `data_set`."""
     config = train_config(model, data_set, batch=("sequences", 8), steps=1, precision="fp32")
     run, _ = stage("reward", config, machine)
-    keep(run, score_model_dir(model))
+    keep(run / "model", score_model_dir(model))
+    shutil.rmtree(run)
 
 
 def keep(run, target):
