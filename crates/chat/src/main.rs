@@ -11,7 +11,7 @@ use clap::Parser;
 use data::template::ChatTemplate;
 use data::tokenizer::Tokenizer;
 use model::generate::Sampling;
-use model::{Decoder, LoadOptions, Precision};
+use model::{Decoder, LoadOptions, ModelConfig, Precision};
 use stage::{DeviceSpec, ErrorExt as _, Interrupt, Signal, UsageError};
 use torch_ext::device;
 
@@ -102,6 +102,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
         return Err(UsageError::msg("--stop is empty; leave it out").into());
     }
     let dir = artifact::model_dir(&args.model).usage()?;
+    let config = ModelConfig::from_dir(&dir).usage()?;
+    let shown = args.model.display();
+    config.check_language_model().map_err(|error| anyhow::anyhow!("{shown}: {error}")).usage()?;
     let tokenizer = Tokenizer::load(&dir).usage()?;
     let template = if args.raw { None } else { Some(template_of(&tokenizer, args)?) };
     let device = device::resolve(&args.device.to_string()).usage()?;

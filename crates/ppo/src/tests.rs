@@ -319,7 +319,6 @@ mod bandit {
     }
 }
 
-/// The paths in a plan are those of the yard.
 #[test]
 fn a_plan_without_a_reference_takes_the_policy() {
     let yard = Yard::new();

@@ -90,6 +90,7 @@ fn start(
         (Some(path), None, None) => {
             let dir = problems.take("model.path", artifact::model_dir(path))?;
             let config = problems.take("model.path", ModelConfig::from_dir(&dir))?;
+            problems.take("model.path", config.check_language_model())?;
             Some(Start::Model { dir, config })
         }
         (None, Some(file), None) => {

@@ -351,3 +351,13 @@ fn pairs_that_prefer_nothing_are_counted() {
     assert_eq!(reported["train_prompts"], reported["train"]["rows"]);
     assert_eq!(reported["prompts"], reported["validation"]["rows"]);
 }
+
+#[test]
+fn what_needs_a_language_model_refuses_a_reward_model() {
+    let yard = yard(&["data", "pretrain", "sft", "reward"]);
+    let dir = yard.path();
+    let why = "this is a reward model, which has no language-model head";
+    refused_with(dir, "sft", &["model.path=reward"], &[&format!("model.path: {why}")]);
+    let talk = Stage::new("chat", dir).args(["--model", "reward", "--prompt", "hi"]);
+    talk.fail(2, &[&format!("error: reward: {why}")]).unwrap();
+}
