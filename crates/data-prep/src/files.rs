@@ -7,7 +7,7 @@ use artifact::RunDir;
 use artifact::pairs::{PairRow, PairWriter};
 use artifact::prompts::{PromptRow, PromptWriter};
 use artifact::tokens::{TokenMeta, TokenWriter};
-use data::format::{Example, Kind};
+use data::format::Example;
 use data::template::ChatTemplate;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -34,7 +34,7 @@ impl Files {
     ) -> anyhow::Result<Self> {
         let tokenizer = &vocabulary.tokenizer;
         let kind = set.config.kind;
-        let only_prompts = kind == Kind::Prompt;
+        let only_prompts = kind.is_prompts();
         let template = vocabulary.template.as_ref().filter(|_| kind.is_chat());
         let meta = TokenMeta {
             tokenizer: tokenizer.digest(),

@@ -189,9 +189,9 @@ fn plan_dataset(
         "\"split\" is for kind = \"text\"; use \"truncate\" or \"drop\"",
     );
     problems.check(
-        config.kind != Kind::Prompt || overlong != Overlong::Truncate,
+        !config.kind.is_prompts() || overlong != Overlong::Truncate,
         "overlong",
-        "\"truncate\" would cut a prompt before its end; use \"drop\" for kind = \"prompt\"",
+        "\"truncate\" would cut a prompt before its end; use \"drop\" for prompts alone",
     );
     problems.check(
         config.kind != Kind::Text || !config.train_prompts,

@@ -18,6 +18,7 @@ mod instructions;
 mod lexicon;
 mod preferences;
 mod pretrain;
+mod requests;
 mod safety;
 mod sentence;
 mod story;
@@ -57,6 +58,9 @@ pub enum Part {
     /// the first is better: `kindness`, `truth`, `right` or `whole`), `language`, `split` and `checker` (accepts the best
     /// answers).
     Preferences,
+    /// Requests to tell something, the same as in the other parts, without answers: records with `prompt` (messages), `task`,
+    /// `language`, `split` and `checker` (accepts the kind and true answers).
+    Requests,
     /// Unsafe requests and harmless ones that look alike: records with `prompt`, `good`, `bad` (null for
     /// harmless ones), `critique` (of the bad answer; that there is no problem for harmless ones), `harm` (its
     /// kind, or null), `task` (`unsafe` or `harmless`), `language`, `split` and `checker`.
@@ -113,6 +117,9 @@ pub fn records(
         }
         Part::Preferences => {
             Ok(Box::new(split_records::<preferences::Pair>(village, split, spec, "preferences")))
+        }
+        Part::Requests => {
+            Ok(Box::new(split_records::<requests::Asked>(village, split, spec, "requests")))
         }
         Part::Safety => {
             Ok(Box::new(split_records::<safety::Request>(village, split, spec, "safety")))

@@ -57,6 +57,8 @@ pub enum Kind {
     PreferencePlain,
     /// What a model is to answer, through the chat template.
     Prompt,
+    /// What a model is to go on from, as it is.
+    PromptPlain,
 }
 
 impl Kind {
@@ -69,6 +71,7 @@ impl Kind {
             Self::Preference => "preference",
             Self::PreferencePlain => "preference-plain",
             Self::Prompt => "prompt",
+            Self::PromptPlain => "prompt-plain",
         }
     }
 
@@ -80,6 +83,11 @@ impl Kind {
     /// Whether its examples are pairs of responses.
     pub fn is_pairs(self) -> bool {
         matches!(self, Self::Preference | Self::PreferencePlain)
+    }
+
+    /// Whether its examples are prompts alone.
+    pub fn is_prompts(self) -> bool {
+        matches!(self, Self::Prompt | Self::PromptPlain)
     }
 }
 
@@ -234,6 +242,13 @@ impl Mapper {
                 let (messages, response) = self.prompt(record)?;
                 answer = answer.or(response);
                 vec![Example::Prompt(Prompt::Messages(messages))]
+            }
+            Kind::PromptPlain => {
+                let prompt = self.plain_prompt(record)?;
+                let prompt = prompt.ok_or_else(|| {
+                    unrecognised(record, "prompt-plain", "`prompt` or `instruction`")
+                })?;
+                vec![Example::Prompt(Prompt::Text(prompt))]
             }
             Kind::Preference | Kind::PreferencePlain => match self.preferences(record)? {
                 Ok(pairs) => pairs.into_iter().map(Example::Preference).collect(),

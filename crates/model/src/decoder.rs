@@ -215,6 +215,18 @@ impl Decoder {
         self.config.set_score_statistics(mean, deviation);
     }
 
+    /// Lets the score start at 0 everywhere, as a value function's does that has seen no return; does nothing without a score.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn zero_score(&mut self) -> Result<()> {
+        if let Some(mut score) = self.params.get(SCORE) {
+            let _ = tch::no_grad(|| score.f_zero_())?;
+            self.params.refresh_compute();
+        }
+        Ok(())
+    }
+
     /// The parameters.
     pub fn params(&self) -> &Params {
         &self.params

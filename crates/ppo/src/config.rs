@@ -116,10 +116,11 @@ pub(crate) struct Value {
 pub(crate) enum ValueInit {
     /// A model of its own.
     OwnTrunk {
-        /// A reward model, whose score it starts with, or a language model, to which a fresh one is added.
+        /// A reward model, whose score it starts with, or a language model, to which one is added that
+        /// starts at 0.
         path: PathBuf,
     },
-    /// A score on the policy's trunk.
+    /// A score on the policy's trunk; it starts at 0.
     SharedTrunk {},
 }
 

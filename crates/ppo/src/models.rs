@@ -2,7 +2,7 @@
 
 use data::batch::Branches;
 use model::config::Dropout;
-use model::{Decoder, Head, LoadOptions};
+use model::{Decoder, Head, LoadOptions, ModelConfig};
 use tch::{Device, Tensor};
 use training::branches::{self, Responses};
 
@@ -33,9 +33,16 @@ impl Models {
         let trained = LoadOptions { trainable: true, ..frozen };
         let shares_trunk = plan.shares_trunk();
         let head = if shares_trunk { Head::LanguageModelAndScore } else { Head::LanguageModel };
-        let policy = Decoder::load_as(&plan.policy, head, seed, &trained)?;
-        let value = plan.value.as_ref();
-        let value = value.map(|dir| Decoder::load_as(dir, Head::Score, seed, &trained));
+        // Values that nothing taught yet are 0: random ones would add their noise to every advantage.
+        let mut policy = Decoder::load_as(&plan.policy, head, seed, &trained)?;
+        policy.zero_score()?;
+        let value = plan.value.as_ref().map(|dir| {
+            let mut value = Decoder::load_as(dir, Head::Score, seed, &trained)?;
+            if !ModelConfig::from_dir(dir)?.head.has_score() {
+                value.zero_score()?;
+            }
+            anyhow::Ok(value)
+        });
         let reward = plan.reward.as_ref().map(|dir| Decoder::load(dir, &frozen));
         let mut models = Self {
             policy,

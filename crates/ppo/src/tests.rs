@@ -142,6 +142,23 @@ fn a_value_function_that_warms_up_leaves_the_policy_alone() {
 }
 
 #[test]
+fn values_start_at_those_of_a_reward_model_or_at_0() {
+    let yard = Yard::new();
+    let score = |init: &str| {
+        let models =
+            Models::load(&yard.plan(&format!("value.init = {init}")), Device::Cpu, 1).unwrap();
+        let decoder = models.value.as_ref().unwrap_or(&models.policy);
+        decoder.params().get("score.weight").unwrap()
+    };
+    let own = score("{ own_trunk = { path = \"AT/reward\" } }");
+    let reward = Decoder::load(&yard.0.path().join("reward"), &LoadOptions::default()).unwrap();
+    assert!(own.equal(&reward.params().get("score.weight").unwrap()));
+    for init in ["{ own_trunk = { path = \"AT/policy\" } }", "{ shared_trunk = {} }"] {
+        assert_eq!(score(init).abs().max().double_value(&[]), 0.0, "{init}");
+    }
+}
+
+#[test]
 fn a_score_on_the_policys_trunk_learns() {
     let yard = Yard::new();
     let (models, lines) = yard.run(

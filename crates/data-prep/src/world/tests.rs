@@ -15,12 +15,13 @@ use super::{Part, WorldSpec, random_stream, records};
 
 type Record = Map<String, Value>;
 
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 7] = [
     Part::Pretrain,
     Part::Instructions,
     Part::Summaries,
     Part::Clinic,
     Part::Preferences,
+    Part::Requests,
     Part::Safety,
 ];
 
@@ -78,10 +79,10 @@ fn one_seed_gives_one_corpus() {
 fn the_sizes_are_those_asked_for() {
     assert_eq!(generate(&spec(1, Part::Pretrain, 321, 0)).len(), 321);
     for part in &PARTS[1..] {
-        let records = generate(&spec(1, *part, 321, 123));
+        let records = generate(&spec(1, *part, 321, 60));
         let splits: Vec<&str> = records.iter().map(|record| field(record, "split")).collect();
         assert_eq!(splits[..321], ["train"; 321], "{part:?}");
-        assert_eq!(splits[321..], ["held-out"; 123], "{part:?}");
+        assert_eq!(splits[321..], ["held-out"; 60], "{part:?}");
     }
 }
 

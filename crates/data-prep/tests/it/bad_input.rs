@@ -207,7 +207,7 @@ train_prompts = true
         "error: config.toml has 5 problems",
         "- datasets.a.overlong: \"split\" is for kind = \"text\"; use \"truncate\" or \"drop\"",
         "- datasets.a.mapping: mapping: `chosen` and `rejected` (or their templates) go together",
-        "- datasets.b.overlong: \"truncate\" would cut a prompt before its end; use \"drop\" for kind = \"prompt\"",
+        "- datasets.b.overlong: \"truncate\" would cut a prompt before its end; use \"drop\" for prompts alone",
         "- datasets.b.mapping: mapping: kind = \"prompt\" takes no `completion`",
         "- datasets.c.train_prompts: is for records with a prompt; kind = \"text\" has none",
     ] {

@@ -162,6 +162,25 @@ fn every_prompt_left_out_is_counted_with_its_reason() {
     assert_eq!(texts(&read(&yard, "q/train-prompts")), [user("질문 하나")]);
 }
 
+/// A base model goes on from text: nothing but BOS stands before it.
+#[test]
+fn plain_prompts_begin_with_bos_and_need_no_chat_template() {
+    let yard = Yard::new();
+    let texts = ["Once upon a time, ", "옛날 옛적에", " 옛날  옛적에", "  "];
+    yard.write("q.jsonl", texts.map(|text| json!({"prompt": text}).to_string()).join("\n"));
+    yard.prepare(&format!(
+        "{BASE}[datasets.q]\nkind = \"prompt-plain\"\nsources = [\"q.jsonl\"]\nmax_length = 48\n"
+    ));
+    assert_eq!(
+        self::texts(&read(&yard, "q/train-prompts")),
+        ["<|bos|>Once upon a time, ", "<|bos|>옛날 옛적에"]
+    );
+    assert_eq!(
+        yard.results("run")["datasets"]["q"]["dropped"],
+        json!({"exact duplicate": 1, "empty": 1})
+    );
+}
+
 /// The prompts of supervised data, each once, and as the rows begin.
 #[test]
 fn training_prompts_of_conversations_and_completions() {

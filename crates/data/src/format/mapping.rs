@@ -81,9 +81,7 @@ impl Mapping {
             messages: self.messages.is_some(),
         };
         keys.check(kind)?;
-        if !matches!(kind, Kind::Completion | Kind::PreferencePlain)
-            && self.instruction_template.is_some()
-        {
+        if (kind.is_chat() || kind == Kind::Text) && self.instruction_template.is_some() {
             return wrong(
                 "`instruction_template` is for kind = \"completion\"; kind = \"chat\" uses the chat template",
             );
@@ -108,14 +106,14 @@ struct Keys {
 impl Keys {
     fn check(&self, kind: Kind) -> Result<(), FormatError> {
         let pairs = kind.is_pairs();
-        if self.completion && (pairs || kind == Kind::Prompt) {
+        if self.completion && (pairs || kind.is_prompts()) {
             return wrong(&format!(
                 "kind = \"{}\" takes no `completion`{}",
                 kind.name(),
                 if pairs { "; give `chosen` and `rejected`" } else { "" }
             ));
         }
-        if self.prompt != self.completion && !pairs && kind != Kind::Prompt {
+        if self.prompt != self.completion && !pairs && !kind.is_prompts() {
             return wrong("`prompt` and `completion` (or their templates) go together");
         }
         if (self.chosen || self.rejected || self.margin) && !pairs {
@@ -143,6 +141,9 @@ impl Keys {
             }
             Kind::PreferencePlain if self.system || self.messages => {
                 wrong("kind = \"preference-plain\" takes prompt, chosen, rejected and margin only")
+            }
+            Kind::PromptPlain if self.system || self.messages => {
+                wrong("kind = \"prompt-plain\" takes prompt only")
             }
             Kind::Chat if self.system && !self.prompt => {
                 wrong("`system` goes with `prompt` and `completion`")

@@ -233,7 +233,8 @@ impl Mapper {
         Ok(Ok((Prompt::Text(prompt.to_owned()), chosen.to_owned(), rejected.to_owned())))
     }
 
-    fn plain_prompt(&self, record: &Record) -> Result<Option<String>, FormatError> {
+    /// Text to go on from, without a chat template; `None` where the record has none.
+    pub(super) fn plain_prompt(&self, record: &Record) -> Result<Option<String>, FormatError> {
         if let Some(part) = self.prompt_part(record)? {
             return text_of(record, &part.field, &part.value).map(Some);
         }

@@ -1,6 +1,6 @@
-//! Tests of the parts for later stages: summaries, clinic, preferences, safety.
+//! Tests of the parts for later stages: summaries, clinic, preferences, requests, safety.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::super::Part;
 use super::super::clinic::AILMENTS;
@@ -99,6 +99,33 @@ fn preferred_answers_are_better_by_rule() {
     for record in held_out {
         assert!(!prompts.contains(&record["prompt"].to_string()), "{record:?}");
     }
+}
+
+#[test]
+fn requests_accept_the_answers_that_the_preferences_choose() {
+    let chosen: HashMap<String, Vec<Record>> = generate(&spec(1, Part::Preferences, 20_000, 0))
+        .into_iter()
+        .filter(|pair| field(pair, "task") == "kindness")
+        .fold(HashMap::new(), |mut by, pair| {
+            by.entry(pair["prompt"].to_string()).or_insert_with(Vec::new).push(pair);
+            by
+        });
+    let records = generate(&spec(1, Part::Requests, 2_000, 300));
+    let (train, held_out): (Vec<_>, Vec<_>) =
+        records.iter().partition(|record| field(record, "split") == "train");
+    assert!(train.len() > 600 && held_out.len() > 60, "{} {}", train.len(), held_out.len());
+    let mut compared = 0;
+    for record in &records {
+        assert_eq!(field(record, "task"), "tell");
+        let checker = checker(record);
+        for pair in chosen.get(&record["prompt"].to_string()).into_iter().flatten() {
+            assert_eq!(field(record, "split"), "train");
+            assert!(checker.check(field(pair, "chosen")), "{pair:?}");
+            assert!(!checker.check(field(pair, "rejected")), "{pair:?}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 1_000, "{compared}");
 }
 
 #[test]

@@ -280,6 +280,25 @@ fn mapped_pairs() {
 }
 
 #[test]
+fn plain_prompts_are_kept_to_the_blank() {
+    for (from, fields, expected) in [
+        (json!({}), json!({"prompt": " 옛날에 "}), " 옛날에 "),
+        (json!({"prompt": "text"}), json!({"text": "Once"}), "Once"),
+        (json!({"prompt_template": "{{ a }}\n=> "}), json!({"a": 1}), "1\n=> "),
+        (
+            json!({"instruction_template": "{{ instruction }}:"}),
+            json!({"instruction": "Sum", "answer": "3"}),
+            "Sum:",
+        ),
+    ] {
+        let mapper = Mapper::new(Kind::PromptPlain, &mapping(from)).unwrap();
+        let mapped = mapper.map(&record(fields.clone())).unwrap().unwrap().remove(0);
+        assert_eq!(mapped.example, Example::Prompt(Prompt::Text(expected.to_owned())));
+        assert_eq!(mapped.answer.as_deref(), fields.get("answer").and_then(Value::as_str));
+    }
+}
+
+#[test]
 fn prompts_end_where_the_assistant_answers() {
     let prompt = |from: Value, fields: Value| -> Result<(Vec<Message>, Option<String>), String> {
         let mapper = Mapper::new(Kind::Prompt, &mapping(from)).map_err(|e| e.to_string())?;
@@ -356,6 +375,13 @@ fn records_that_are_no_pairs_are_named_with_their_fields() {
         format!(
             "a.jsonl:7: cannot tell what this record is for kind `prompt`: it has `Q`, and `messages`, \
              `conversations`, `prompt` or `instruction` is needed{needed}"
+        )
+    );
+    assert_eq!(
+        map(Kind::PromptPlain, json!({"messages": []})).unwrap_err(),
+        format!(
+            "a.jsonl:7: cannot tell what this record is for kind `prompt-plain`: it has `messages`, and `prompt` or \
+             `instruction` is needed{needed}"
         )
     );
     for (fields, expected) in [
@@ -457,6 +483,16 @@ fn mappings_of_pairs_that_contradict_themselves_are_refused() {
             json!({"messages": "m"}),
             "kind = \"preference-plain\" takes prompt, chosen, rejected and margin only",
         ),
+        (
+            Kind::PromptPlain,
+            json!({"system": "s", "prompt": "p"}),
+            "kind = \"prompt-plain\" takes prompt only",
+        ),
+        (
+            Kind::PromptPlain,
+            json!({"prompt": "a", "completion": "b"}),
+            "kind = \"prompt-plain\" takes no `completion`",
+        ),
         (Kind::Preference, json!({"system": "s"}), "`system` goes with `prompt`"),
         (Kind::Prompt, json!({"system": "s"}), "`system` goes with `prompt`"),
         (
@@ -480,6 +516,7 @@ fn kinds_have_the_names_they_are_written_with() {
         Kind::Preference,
         Kind::PreferencePlain,
         Kind::Prompt,
+        Kind::PromptPlain,
     ] {
         assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
     }
