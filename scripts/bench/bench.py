@@ -37,7 +37,10 @@ def parse():
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=positive, default=machine.cores(), metavar="N", help="default: all cores")
-    parser.add_argument("--record", action="store_true", help="write docs/benchmarks/DATE.md and DATE.json")
+    parser.add_argument(
+        "--record", nargs="?", const="", metavar="NAME",
+        help="write docs/benchmarks/DATE.md and DATE.json, with NAME DATE-NAME.md and DATE-NAME.json",
+    )
     parser.add_argument("--list", action="store_true", help="list the cases and end")
     parser.add_argument(
         "--micro", nargs=argparse.REMAINDER, metavar="OPTION",
@@ -101,8 +104,8 @@ def main():
     results["machine"] |= machine.versions(results["runs"])
     print(report.tables(results))
     save(results, path)
-    if args.record:
-        record(results)
+    if args.record is not None:
+        record(results, args.record)
     failed = sum("error" in run for run in results["runs"])
     return fail(f"{failed} of {len(results['runs'])} runs failed; see the table") if failed else 0
 
@@ -155,15 +158,16 @@ def save(results, path):
     path.with_suffix(".json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
 
-def record(results):
+def record(results, name):
     day = results["date"][:10]
-    path = RECORDS / f"{day}.md"
+    stem = f"{day}-{name}" if name else day
+    path = RECORDS / f"{stem}.md"
     save(results, path)
     peers_ran = any(run["who"] not in ("ours", "bound") for run in results["runs"])
     title = "temper and its peers" if peers_ran else "temper"
-    origin = f"Written by `{results['machine']['command']}`; every run is in [{day}.json]({day}.json)."
+    origin = f"Written by `{results['machine']['command']}`; every run is in [{stem}.json]({stem}.json)."
     path.write_text(f"# Speed and memory of {title}, {day}\n\n{origin}\n\n{report.tables(results)}\n")
-    say(f"written: docs/benchmarks/{day}.md and {day}.json")
+    say(f"written: docs/benchmarks/{stem}.md and {stem}.json")
 
 
 def say(text, end="\n"):

@@ -15,6 +15,8 @@ from paths import (
 # A stage's line on stderr after its first step, where that is no terminal.
 FIRST_STEP = r"^step 1[/ ]"
 MICRO_BATCH_TOKENS = 4096
+# Twice TRL's.
+PPO_MICRO_BATCH_TOKENS = 2048
 # What a task runs besides bench and data-prep; the last is measured.
 PROGRAMS = {
     "sft": ("sft",), "start-up": ("sft",), "pretrain": ("pretrain",), "reward": ("reward",), "ppo": ("reward", "ppo"),
@@ -146,7 +148,7 @@ def ppo(case, machine):
     """Runs ppo; also says what the parts of an update took, of those that are timed."""
     config = PPO_CONFIG.format(
         model=quoted(model_dir(case.model)), score_model=quoted(score_model_dir(case.model)), prompts=quoted(PROMPTS),
-        episodes=EPISODES, new_tokens=case.new_tokens, micro_batch=MICRO_BATCH_TOKENS, steps=case.steps,
+        episodes=EPISODES, new_tokens=case.new_tokens, micro_batch=PPO_MICRO_BATCH_TOKENS, steps=case.steps,
         precision=quoted(case.precision),
     )
     run, finished = stage("ppo", config, machine)

@@ -18,6 +18,8 @@ pub(crate) struct EvalResult {
     pub(crate) score: f64,
     /// Mean KL divergence of a response to the reference, in nats.
     pub(crate) kl: f64,
+    /// Of the responses under the reference, over all their tokens: how usual they are to it.
+    pub(crate) reference_perplexity: f64,
     /// Mean tokens of a response.
     pub(crate) length: f64,
     /// Share of responses that ended by themselves.
@@ -34,6 +36,7 @@ impl EvalResult {
         let mut values = vec![
             ("eval/score", self.score),
             ("eval/kl", self.kl),
+            ("eval/reference_perplexity", self.reference_perplexity),
             ("eval/response_length", self.length),
             ("eval/ended", self.ended),
             ("eval/win_rate", self.win_rate),
@@ -102,9 +105,12 @@ pub(crate) fn evaluate(
         .iter()
         .zip(&baseline.scores)
         .map(|(own, other)| if own == other { 0.5 } else { f64::from(own > other) });
+    let surprise =
+        mean(experience.reference.concat().into_iter().map(|logprob| -f64::from(logprob)));
     Ok(EvalResult {
         score: mean(experience.scores.iter().map(|score| f64::from(*score))),
         kl: mean((0..episodes.len()).map(|episode| experience.log_ratios(episode).sum())),
+        reference_perplexity: surprise.exp(),
         length: mean(episodes.iter().map(|episode| episode.ids.len() as f64)),
         ended: mean(episodes.iter().map(|episode| f64::from(episode.ended))),
         win_rate: mean(wins.collect::<Vec<f64>>().into_iter()),
