@@ -31,8 +31,7 @@ chunks and entropy and accuracy at every step: the same gradients, faster on a C
 blocks; `bfd 1 × 8` fits whole rows into blocks and puts one block at a time through the model, eight a step.
 `RewardTrainer, by length` starts with the longest rows, in steps that are not timed, which leaves it pairs a tenth
 shorter than the others'. `PPOTrainer` is experimental and in no later TRL than 1.12; its bf16 is that of `accelerate
-launch --mixed_precision bf16`, which reaches only its optimiser steps. Its responses all have their full length; of
-ours the few in a hundred that draw a stop token, with these random weights, end there."""
+launch --mixed_precision bf16`, which reaches only its optimiser steps. All responses have their full length."""
 
 
 class Runs:

@@ -8,6 +8,8 @@ pub const INPUT_IDS: &str = "input_ids";
 pub const LOSS_MASK: &str = "loss_mask";
 /// What the model is given, `utf8`.
 pub const PROMPT: &str = "prompt";
+/// The conversation that a prompt renders, as a JSON list of messages, `utf8`.
+pub const MESSAGES: &str = "messages";
 /// What a model wrote in answer to a prompt, `utf8`.
 pub const RESPONSE: &str = "response";
 /// What a data set has as the answer to a prompt, `utf8`.
@@ -48,3 +50,17 @@ pub const PRINCIPLE: &str = "principle";
 pub const CRITIQUE: &str = "critique";
 /// A response rewritten after a critique, `utf8`.
 pub const REVISION: &str = "revision";
+/// The first answer to a prompt, `utf8`.
+pub const INITIAL: &str = "initial";
+/// The answer after all revisions, `utf8`.
+pub const FINAL: &str = "final";
+/// Whether a text ended by itself rather than by its length, `bool`.
+pub const ENDED: &str = "ended";
+/// Why the rounds over an answer stopped, `utf8`.
+pub const STOPPED: &str = "stopped";
+/// The language of a text, `en` or `ko`; `utf8`.
+pub const LANGUAGE: &str = "language";
+/// The answer of a model before training, `utf8`.
+pub const BEFORE: &str = "before";
+/// The answer of the same model after it, `utf8`.
+pub const AFTER: &str = "after";

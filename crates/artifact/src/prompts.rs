@@ -1,10 +1,11 @@
 //! Prompt rows: what a policy is asked, and how its response can be judged.
 //!
-//! Parquet with the columns `prompt: utf8` and, where known, `answer`, `task` and `checker: utf8`.
+//! Parquet with the columns `prompt: utf8` and, where known, `answer`, `task`, `checker` and
+//! `messages: utf8`.
 
 use std::path::Path;
 
-use crate::columns::{ANSWER, CHECKER, PROMPT, TASK};
+use crate::columns::{ANSWER, CHECKER, MESSAGES, PROMPT, TASK};
 use crate::error::Result;
 use crate::rows::{Cell, Column, Kind, TableReader, TableWriter};
 
@@ -19,14 +20,17 @@ pub struct PromptRow {
     pub task: Option<String>,
     /// The rule that judges a response, as the JSON of `data::checker::Checker`.
     pub checker: Option<String>,
+    /// The conversation that `prompt` renders, as a JSON list of messages; `None` for a text that is no conversation.
+    pub messages: Option<String>,
 }
 
-fn columns() -> [Column; 4] {
+fn columns() -> [Column; 5] {
     [
         Column::required(PROMPT, Kind::Text),
         Column::optional(ANSWER, Kind::Text),
         Column::optional(TASK, Kind::Text),
         Column::optional(CHECKER, Kind::Text),
+        Column::optional(MESSAGES, Kind::Text),
     ]
 }
 
@@ -53,6 +57,7 @@ impl PromptWriter {
             optional(&row.answer),
             optional(&row.task),
             optional(&row.checker),
+            optional(&row.messages),
         ])
     }
 
@@ -98,6 +103,7 @@ impl Iterator for PromptReader {
             answer: take(),
             task: take(),
             checker: take(),
+            messages: take(),
         }))
     }
 }
@@ -131,6 +137,7 @@ mod tests {
                 answer: Some("검은색".to_owned()),
                 task: Some("fact".to_owned()),
                 checker: Some(r#"{"exact":{"answer":"검은색"}}"#.to_owned()),
+                messages: Some(r#"[{"role":"user","content":"무슨 색?"}]"#.to_owned()),
             },
             PromptRow { prompt: "Sort: 3 1 2".to_owned(), ..PromptRow::default() },
         ]

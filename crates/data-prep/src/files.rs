@@ -80,6 +80,7 @@ impl Files {
             answer: mapped.answer.clone().or_else(|| prompt.response.clone()),
             task: mapped.task.clone(),
             checker,
+            messages: prompt.messages.as_ref().map(serde_json::to_string).transpose()?,
         };
         match prepared.split {
             Split::Train => self.train_prompts.write(&row),

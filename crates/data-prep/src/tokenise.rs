@@ -47,6 +47,8 @@ pub(crate) struct RenderedPrompt {
     pub(crate) text: String,
     /// The answer that the record has.
     pub(crate) response: Option<String>,
+    /// What it renders, where that is a conversation.
+    pub(crate) messages: Option<Vec<Message>>,
 }
 
 /// An example made into rows, or the reason why not.
@@ -243,7 +245,7 @@ fn prompt_alone(
     if ids.len() > max_length {
         return Ok(Err(Skip::TooLong { tokens: ids.len() }));
     }
-    let prompt = Some(RenderedPrompt { text, response: None });
+    let prompt = Some(RenderedPrompt { text, response: None, messages: conversation_of(prompt) });
     Ok(Ok(Made { rows: Rows::Prompt(ids), prompt }))
 }
 
@@ -265,19 +267,33 @@ fn render_prompt(
     vocabulary: &Vocabulary,
     example: &Example,
 ) -> Result<Option<RenderedPrompt>, EncodeError> {
-    let (text, response) = match example {
+    let (text, response, messages) = match example {
         Example::Text { .. } => return Ok(None),
         Example::Chat { messages } => {
             let last = messages.iter().rposition(Message::counts).unwrap_or_default();
-            (chat_text(vocabulary, &messages[..last])?, Some(&messages[last].content))
+            let before = &messages[..last];
+            let text = chat_text(vocabulary, before)?;
+            (text, Some(&messages[last].content), Some(before.to_vec()))
         }
         Example::Completion { prompt, completion } => {
-            (with_bos(&vocabulary.tokenizer, prompt)?, Some(completion))
+            (with_bos(&vocabulary.tokenizer, prompt)?, Some(completion), None)
         }
-        Example::Preference(pair) => (prompt_text(vocabulary, &pair.prompt)?, Some(&pair.chosen)),
-        Example::Prompt(prompt) => (prompt_text(vocabulary, prompt)?, None),
+        Example::Preference(pair) => {
+            let text = prompt_text(vocabulary, &pair.prompt)?;
+            (text, Some(&pair.chosen), conversation_of(&pair.prompt))
+        }
+        Example::Prompt(prompt) => {
+            (prompt_text(vocabulary, prompt)?, None, conversation_of(prompt))
+        }
     };
-    Ok(Some(RenderedPrompt { text, response: response.cloned() }))
+    Ok(Some(RenderedPrompt { text, response: response.cloned(), messages }))
+}
+
+fn conversation_of(prompt: &Prompt) -> Option<Vec<Message>> {
+    match prompt {
+        Prompt::Messages(messages) => Some(messages.clone()),
+        Prompt::Text(_) => None,
+    }
 }
 
 fn prompt_text(vocabulary: &Vocabulary, prompt: &Prompt) -> Result<String, EncodeError> {

@@ -4,10 +4,10 @@ use data::batch::Branches;
 use data::dataset::shuffle;
 use data::tokenizer::Tokenizer;
 use model::Decoder;
-use model::generate::{Engine, Finish, Request, Sampling, StopRules, TextDecoder};
+use model::generate::{Request, Sampling};
 use serde::{Deserialize, Serialize};
 use training::prompts::Prompt;
-use training::respond::{Streamed, stop_ids};
+use training::respond::{Responder, Response, Stop, sample_seed};
 
 use crate::config::Rollout;
 
@@ -55,16 +55,6 @@ impl PromptCursor {
     }
 }
 
-/// The seed of one episode's random numbers.
-///
-/// Steele et al. 2014, "Fast splittable pseudorandom number generators" (`SplitMix64`).
-pub(crate) fn episode_seed(seed: u64, episode: u64) -> u64 {
-    let mut z = seed.wrapping_add((episode + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
-
 /// Samples responses to `prompts[chosen]`, the samples of a prompt one after another. `first` is the number of the first
 /// episode in the whole run: it decides the random numbers.
 ///
@@ -89,37 +79,22 @@ pub(crate) fn rollout(
             max_new_tokens: settings.max_new_tokens,
             sampling: Sampling {
                 temperature: settings.temperature,
-                seed: episode_seed(seed, episode),
+                seed: sample_seed(seed, episode),
                 ..Sampling::default()
             },
         })
         .collect();
-    let ids = if settings.ignore_eos { Vec::new() } else { stop_ids(tokenizer) };
-    let stop = StopRules { ids, strings: settings.stop_strings.clone() };
-    let longest = requests.iter().map(|request| request.ids.len()).max().unwrap_or(0);
-    let mut engine = Engine::new(decoder, settings.batch_rows, longest + settings.max_new_tokens)?;
-    let new_text =
-        || -> Box<dyn TextDecoder + '_> { Box::new(Streamed::new(tokenizer.stream(true))) };
-    let streams = !stop.strings.is_empty();
-    let responses =
-        engine.generate(&requests, &stop, if streams { Some(&new_text) } else { None }, None)?;
-    let mut episodes = Vec::with_capacity(responses.len());
-    for (prompt, response) in asked.into_iter().zip(responses) {
-        let text = if let Some(text) = response.text {
-            text
-        } else {
-            let ids: Vec<u32> = response.ids.iter().map(|id| *id as u32).collect();
-            tokenizer.decode(&ids, true)?
-        };
-        episodes.push(Episode {
-            prompt,
-            ids: response.ids,
-            sampled: response.logprobs,
-            text,
-            ended: response.finish == Finish::Stop,
-        });
-    }
-    Ok(episodes)
+    let stop = Stop { strings: &settings.stop_strings, ignore_eos: settings.ignore_eos };
+    let mut model = Responder::new(decoder, tokenizer, stop, settings.batch_rows)?;
+    let responses = model.answer(&requests)?;
+    let episode = |(prompt, Response { ids, logprobs, text, ended })| Episode {
+        prompt,
+        ids,
+        sampled: logprobs,
+        text,
+        ended,
+    };
+    Ok(asked.into_iter().zip(responses).map(episode).collect())
 }
 
 /// Episodes that go through the models together, a prompt's tokens once for all of its responses.

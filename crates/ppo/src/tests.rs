@@ -15,7 +15,8 @@ use crate::config::{Config, Reward};
 use crate::experience::{Experience, ending};
 use crate::models::Models;
 use crate::plan::Plan;
-use crate::rollout::{Episode, PromptCursor, episode_seed};
+use crate::rollout::{Episode, PromptCursor};
+use training::respond::sample_seed;
 use crate::train::train;
 
 /// A folder with a policy, a reward model and prompts.
@@ -254,8 +255,8 @@ fn prompts_come_in_another_order_each_time() {
     let pieces: Vec<usize> = [3, 1, 8].into_iter().flat_map(|n| parts.take(n, 5, 2)).collect();
     assert_eq!(all, pieces);
     assert_eq!((whole, whole.epochs(5)), (parts, 2.4));
-    assert_ne!(episode_seed(1, 0), episode_seed(1, 1));
-    assert_ne!(episode_seed(1, 0), episode_seed(2, 0));
+    assert_ne!(sample_seed(1, 0), sample_seed(1, 1));
+    assert_ne!(sample_seed(1, 0), sample_seed(2, 0));
 }
 
 /// Responses of one token, scored by what it spells: the best policy under the KL penalty is known, `π ∝ π₀ exp(r / β)`.
@@ -355,6 +356,19 @@ fn keys(value: &Value, found: &mut Vec<String>) {
         }
         Value::Array(list) => list.iter().for_each(|inner| keys(inner, found)),
         _ => {}
+    }
+}
+
+#[test]
+fn the_example_is_a_config() {
+    let example = include_str!("../../../configs/examples/ppo-rule.toml");
+    let config: Config = toml::from_str(example).unwrap();
+    let problems = config.plan(&Paths { config: "ppo.toml".into(), out: "run".into() });
+    let problems = problems.err().unwrap().to_string();
+    assert!(problems.contains("models/my-model"), "{problems}");
+    let others = ["no such", "not exist", "no config.json", "problem"];
+    for line in problems.lines() {
+        assert!(others.iter().any(|known| line.contains(known)), "{line}");
     }
 }
 

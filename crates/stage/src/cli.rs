@@ -11,7 +11,8 @@ use crate::device::DeviceSpec;
 /// What a stage is, for `--help`.
 #[derive(Debug, Clone, Copy)]
 pub struct Info {
-    /// The binary's name: `sft`. Its default configuration is `configs/<name>.toml`.
+    /// The binary's name, and its command where it has several: `sft`, `cai generate`. The default configuration is
+    /// `configs/<name>.toml`, with a hyphen for the blank.
     pub name: &'static str,
     /// One sentence.
     pub about: &'static str,
@@ -36,7 +37,7 @@ pub(crate) struct Args {
 }
 
 fn default_config(info: &Info) -> String {
-    format!("configs/{}.toml", info.name)
+    format!("configs/{}.toml", info.name.replace(' ', "-"))
 }
 
 fn command(info: &Info) -> Command {

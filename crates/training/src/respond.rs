@@ -7,7 +7,9 @@ use artifact::columns::{ANSWER, PROMPT, RESPONSE, SCORE, TASK};
 use artifact::rows::{Cell, Column, Kind, TableWriter};
 use data::tokenizer::{StreamDecoder, Tokenizer};
 use model::Decoder;
-use model::generate::{Engine, Generated, Request, Sampling, StopRules, TextDecoder};
+use model::generate::{
+    Engine, Finish, Generated, NewTextDecoder, Request, Sampling, StopRules, TextDecoder,
+};
 use serde_json::{Map, Value, json};
 use stage::{Context, Progress};
 
@@ -89,8 +91,17 @@ pub fn respond(
         })
         .collect();
     let batch_rows = prompts.settings.batch_rows;
-    let generated = generate(ctx, decoder, tokenizer, &requests, batch_rows)?;
-    write(ctx, tokenizer, prompts, &generated)
+    let mut model = Responder::new(decoder, tokenizer, Stop::default(), batch_rows)?;
+    let progress = Progress::new("samples", Some(requests.len() as u64));
+    let mut responses = Vec::with_capacity(requests.len());
+    // In portions, so that a signal is heard between them.
+    for portion in requests.chunks(8 * batch_rows) {
+        ctx.check_interrupt()?;
+        responses.extend(model.answer(portion)?);
+        progress.inc(portion.len() as u64);
+    }
+    progress.finish();
+    write(ctx, prompts, &responses)
 }
 
 /// The tokens at which a response ends.
@@ -120,33 +131,93 @@ impl TextDecoder for Streamed<'_> {
     }
 }
 
-fn generate(
-    ctx: &Context,
-    decoder: &Decoder,
-    tokenizer: &Tokenizer,
-    requests: &[Request],
-    batch_rows: usize,
-) -> anyhow::Result<Vec<Generated>> {
-    let stop = StopRules { ids: stop_ids(tokenizer), strings: Vec::new() };
-    let context = decoder.config().max_position_embeddings as usize;
-    let mut engine = Engine::new(decoder, batch_rows, context)?;
-    let progress = Progress::new("samples", Some(requests.len() as u64));
-    let mut generated = Vec::with_capacity(requests.len());
-    // In portions, so that a signal is heard between them.
-    for portion in requests.chunks(8 * batch_rows) {
-        ctx.check_interrupt()?;
-        generated.extend(engine.generate(portion, &stop, None, None)?);
-        progress.inc(portion.len() as u64);
+/// The seed of the `number`-th response's random numbers in a run.
+///
+/// Steele et al. 2014, "Fast splittable pseudorandom number generators" (`SplitMix64`).
+#[must_use]
+pub fn sample_seed(seed: u64, number: u64) -> u64 {
+    let mut z = seed.wrapping_add(number.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// What a model wrote.
+#[derive(Debug, Clone)]
+pub struct Response {
+    /// Its tokens, with the one that ended it.
+    pub ids: Vec<i64>,
+    /// Of each token, at the temperature it was sampled with.
+    pub logprobs: Vec<f32>,
+    /// Without special tokens and stop strings.
+    pub text: String,
+    /// Whether it ended by itself, rather than by its length.
+    pub ended: bool,
+}
+
+/// When a response ends, beside its length.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Stop<'a> {
+    /// Strings that end it, and are no part of it.
+    pub strings: &'a [String],
+    /// Go on behind the tokens that end a turn.
+    pub ignore_eos: bool,
+}
+
+/// A model that answers requests in text.
+pub struct Responder<'a> {
+    engine: Engine<'a>,
+    tokenizer: &'a Tokenizer,
+    stop: StopRules,
+}
+
+impl<'a> Responder<'a> {
+    /// At most `batch_rows` requests are answered at the same time.
+    ///
+    /// # Errors
+    /// If that is 0; for a reward model.
+    pub fn new(
+        decoder: &'a Decoder,
+        tokenizer: &'a Tokenizer,
+        stop: Stop<'_>,
+        batch_rows: usize,
+    ) -> anyhow::Result<Self> {
+        let positions = decoder.config().max_position_embeddings as usize;
+        let ids = if stop.ignore_eos { Vec::new() } else { stop_ids(tokenizer) };
+        let stop = StopRules { ids, strings: stop.strings.to_vec() };
+        Ok(Self { engine: Engine::new(decoder, batch_rows, positions)?, tokenizer, stop })
     }
-    progress.finish();
-    Ok(generated)
+
+    /// Answers requests, in their order; what a request gets does not depend on the others.
+    ///
+    /// # Errors
+    /// A request that leaves no room for its response; logits that are not finite.
+    pub fn answer(&mut self, requests: &[Request]) -> anyhow::Result<Vec<Response>> {
+        let tokenizer = self.tokenizer;
+        let new_text =
+            || -> Box<dyn TextDecoder + '_> { Box::new(Streamed::new(tokenizer.stream(true))) };
+        let text: Option<NewTextDecoder<'_, '_>> =
+            if self.stop.strings.is_empty() { None } else { Some(&new_text) };
+        let generated = self.engine.generate(requests, &self.stop, text, None)?;
+        generated.into_iter().map(|generated| finish(tokenizer, generated)).collect()
+    }
+}
+
+fn finish(tokenizer: &Tokenizer, generated: Generated) -> anyhow::Result<Response> {
+    let Generated { ids, logprobs, text, finish, .. } = generated;
+    let text = if let Some(text) = text {
+        text
+    } else {
+        let ids: Vec<u32> = ids.iter().map(|id| *id as u32).collect();
+        tokenizer.decode(&ids, true)?
+    };
+    Ok(Response { ids, logprobs, text, ended: finish == Finish::Stop })
 }
 
 fn write(
     ctx: &Context,
-    tokenizer: &Tokenizer,
     prompts: &Prompts,
-    generated: &[Generated],
+    responses: &[Response],
 ) -> anyhow::Result<Map<String, Value>> {
     let columns = [
         Column::required(PROMPT, Kind::Text),
@@ -158,10 +229,9 @@ fn write(
     let mut table = TableWriter::create(ctx.run_dir.samples_path(), &columns)?;
     let mut all = Tally::default();
     let mut by_task: BTreeMap<&str, Tally> = BTreeMap::new();
-    for (Prompt { row, checker, .. }, generated) in prompts.prompts.iter().zip(generated) {
-        let ids: Vec<u32> = generated.ids.iter().map(|id| *id as u32).collect();
-        let response = tokenizer.decode(&ids, true)?;
-        let right = checker.as_ref().map(|checker| checker.check(&response));
+    for (Prompt { row, checker, .. }, response) in prompts.prompts.iter().zip(responses) {
+        let response = response.text.as_str();
+        let right = checker.as_ref().map(|checker| checker.check(response));
         if let Some(right) = right {
             let task = row.task.as_deref().unwrap_or("all");
             for tally in [&mut all, by_task.entry(task).or_default()] {

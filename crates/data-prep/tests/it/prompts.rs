@@ -93,6 +93,9 @@ fn prompts_are_rendered_and_split() {
         answer: Some("2".to_owned()),
         task: Some("add".to_owned()),
         checker: Some(r#"{"number":{"value":2.0}}"#.to_owned()),
+        messages: Some(
+            r#"[{"role":"system","content":"짧게"},{"role":"user","content":"1+1?"}]"#.to_owned(),
+        ),
     };
     assert_eq!(read(&yard, "chat/prompts"), [row]);
     let long = "<|bos|><|user|>hi<|end|><|assistant|>네<|end|><|user|>why?<|end|><|assistant|>";
