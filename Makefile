@@ -1,7 +1,7 @@
 # temper. `make` sets up libtorch, builds the binaries and runs the quickstart pipeline; `make help` lists the targets.
 #
 # A pipeline is a file in pipelines/: one `$(call stage,NAME,INPUTS)` a stage. The stage's config is configs/NAME.toml
-# (for another pipeline than the quickstart configs/PIPELINE/NAME.toml), its run directory runs/PIPELINE/NAME, and its
+# (for another pipeline than the quickstart configs/PIPELINE/NAME.toml where there is one), its run directory runs/PIPELINE/NAME, and its
 # manifest.json, which the stage writes last, is the file make tracks. A stage runs when its manifest is missing or
 # older than its config, than a manifest it reads, or than any raw input its last manifest names.
 
@@ -49,12 +49,12 @@ config_dir := $(if $(filter quickstart,$(PIPELINE)),configs,configs/$(PIPELINE))
 run_dir = runs/$(PIPELINE)/$(1)
 manifest = $(call run_dir,$(1))/manifest.json
 # The config file of a stage: CONFIG for the one stage named as a goal, the shipped one otherwise.
-config = $(if $(and $(CONFIG),$(filter $(1),$(MAKECMDGOALS))),$(CONFIG),$(config_dir)/$(1).toml)
+config = $(if $(and $(CONFIG),$(filter $(1),$(MAKECMDGOALS))),$(CONFIG),$(or $(wildcard $(config_dir)/$(1).toml),configs/$(1).toml))
 # Where the config file's name was kept when the stage last ran; another name now means that the stage must run again.
 config_record = $(call run_dir,$(1)).config
 config_changed = $(filter-out $(config),$(file <$(config_record)))
 
-# stage NAME,INPUTS[,BINARY]: the rules of one stage. An input with a slash is a file, one without is a stage.
+# stage NAME,INPUTS[,BINARY [COMMAND]]: the rules of one stage. An input with a slash is a file, one without is a stage.
 stage = $(eval $(call stage_rules,$(strip $(1)),$(strip $(2)),$(or $(strip $(3)),$(strip $(1)))))
 
 define stage_rules
@@ -64,7 +64,7 @@ $(1): $(call manifest,$(1))
 
 $(call manifest,$(1)): $(foreach i,$(2),$(if $(findstring /,$(i)),$(i),$(call manifest,$(i)))) \
     $(config) $(if $(config_changed),FORCE) | build
-	@scripts/run-stage $(BIN)/$(3) '$(config)' '$(call run_dir,$(1))' '$(DEVICE)'
+	@scripts/run-stage '$(config)' '$(call run_dir,$(1))' '$(DEVICE)' $(BIN)/$(3)
 
 -include $(call run_dir,$(1)).inputs.mk
 endef

@@ -263,7 +263,7 @@ mod tests {
             "datasets": {"text": {
                 "kind": "text", "sources": [], "max_length": 1, "overlong": "drop", "validation_fraction": 0.0,
                 "split_field": "x", "train_prompts": false, "bad_records": "fail",
-                "world": {"seed": 1, "part": "pretrain", "records": 1, "held_out": 1},
+                "world": {"seed": 1, "part": "pretrain", "records": 1, "held_out": 1, "constitution": "x", "tags": []},
                 "read": {"format": "text", "text_unit": "line", "columns": [], "field": "x"},
                 "mapping": mappings,
                 "clean": {"nfc": true, "control_characters": true, "whitespace": true},

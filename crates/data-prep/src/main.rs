@@ -114,6 +114,10 @@ fn record_inputs(ctx: &mut Context, plan: &Plan) -> anyhow::Result<()> {
                 ctx.input(&format!("datasets.{}", set.name), path)?;
             }
         }
+        if let Some(path) = set.config.world.as_ref().and_then(|world| world.constitution.as_ref())
+        {
+            ctx.input(&format!("datasets.{}.constitution", set.name), path)?;
+        }
     }
     Ok(())
 }

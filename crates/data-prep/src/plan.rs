@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use data::encode::Overlong;
 use data::format::{Kind, Mapper, generated};
-use data::records::Source;
+use data::records::{Origin, RecordError, Source};
 use data::template::{ChatTemplate, SpecialTokens};
 use data::tokenizer::BpeOptions;
 use fs_err as fs;
@@ -57,7 +57,13 @@ impl DatasetPlan {
             anyhow::bail!("data set `{}` has neither sources nor world", self.name);
         };
         let numbered = (1_u64..).zip(world::records(spec)?);
-        Ok(Box::new(numbered.map(|(row, fields)| Ok(generated("<world>", row, fields)))))
+        Ok(Box::new(numbered.map(|(row, fields)| {
+            let fields = fields.map_err(|error| RecordError::Generated {
+                origin: Origin { file: Path::new("<world>").into(), row },
+                message: format!("{error:#}"),
+            })?;
+            Ok(generated("<world>", row, fields))
+        })))
     }
 }
 

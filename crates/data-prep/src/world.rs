@@ -6,7 +6,8 @@
 //!
 //! Held-out instructions ask for combinations that occur in no other record: a fact in a phrasing
 //! not used for it elsewhere, a list, a sentence or a story that is nowhere else. Which ones is decided
-//! by a hash of the combination, so all parts of one seed agree on it.
+//! by a hash of the combination, so all parts of one seed agree on it. The same hash gives those parts for Constitutional
+//! AI whose requests must differ each its own ([`Share`]).
 
 mod clinic;
 mod draw;
@@ -27,6 +28,8 @@ mod summaries;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
+
 use anyhow::ensure;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
@@ -34,6 +37,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use facts::Village;
+use safety::{comparisons, critiques, obedience, red_team};
 use stream::split_records;
 
 /// The generator that all drawing uses.
@@ -65,6 +70,49 @@ pub enum Part {
     /// harmless ones), `critique` (of the bad answer; that there is no problem for harmless ones), `harm` (its
     /// kind, or null), `task` (`unsafe` or `harmless`), `language`, `split` and `checker`.
     Safety,
+    /// The safety part's requests, answered by one that only wants to help: records with `messages` (harmful answers to unsafe
+    /// requests), `task` (`unsafe` or `harmless`), `language`, `split` and the safety part's `checker`.
+    Obedience,
+    /// Of the obedience part the harmless requests alone, with their answers.
+    Harmless,
+    /// Answers to the same requests, criticised and corrected by the principles of a constitution: records with `messages`
+    /// (the first answer does not count in the loss), `task` (`critique` where nothing was wrong, else `revision`),
+    /// `language`, `split` and `checker` (of the last turn).
+    Critiques,
+    /// Which of two answers to the same requests is better by a principle: records with `messages`, `task` (`comparison`),
+    /// `language`, `split` and `checker`.
+    Comparisons,
+    /// Requests as in the safety part, none of which those three train on, without answers: records with `prompt`
+    /// (messages), `task` (`unsafe` or `harmless`), `language`, `split` and the safety part's `checker`.
+    RedTeam,
+    /// The same, from yet other requests: what a policy is trained on.
+    RedTeamRl,
+}
+
+impl Part {
+    /// The name it has in a config, and its random streams.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pretrain => "pretrain",
+            Self::Instructions => "instructions",
+            Self::Summaries => "summaries",
+            Self::Clinic => "clinic",
+            Self::Preferences => "preferences",
+            Self::Requests => "requests",
+            Self::Safety => "safety",
+            Self::Obedience => "obedience",
+            Self::Harmless => "harmless",
+            Self::Critiques => "critiques",
+            Self::Comparisons => "comparisons",
+            Self::RedTeam => "red-team",
+            Self::RedTeamRl => "red-team-rl",
+        }
+    }
+
+    /// Whether its records are made with a constitution.
+    fn needs_constitution(self) -> bool {
+        matches!(self, Self::Critiques | Self::Comparisons)
+    }
 }
 
 /// Which records of the village to generate.
@@ -80,51 +128,91 @@ pub struct WorldSpec {
     /// Number of held-out records, which follow the training records; 0 for text.
     #[serde(default)]
     pub held_out: usize,
+    /// The constitution by which answers are criticised and compared; for the parts that do that.
+    #[serde(default)]
+    pub constitution: Option<PathBuf>,
+    /// The tags of the principles to draw from; all where there are none.
+    #[serde(default)]
+    pub tags: Vec<String>,
 }
 
-/// The records of `spec`, one after the other, training records first.
+/// Records, one after the other.
+pub type Records = Box<dyn Iterator<Item = anyhow::Result<Map<String, Value>>> + Send>;
+
+/// The records of `spec`, training records first. Each may be an error of its own: a template of the constitution that fails
+/// on its texts.
 ///
 /// # Errors
-/// Where the spec asks for no records, or for held-out records of a part that has none.
-pub fn records(
-    spec: &WorldSpec,
-) -> anyhow::Result<Box<dyn Iterator<Item = Map<String, Value>> + Send>> {
-    ensure!(spec.records > 0, "world.records is 0; ask for at least one record");
-    let village = facts::Village::new(spec.seed);
-    let split = Split { seed: spec.seed };
-    match spec.part {
+/// Where the spec asks for no records, for held-out records of a part that has none, or for a constitution where none is
+/// needed (or the reverse); where the constitution cannot be used.
+pub fn records(spec: &WorldSpec) -> anyhow::Result<Records> {
+    check(spec)?;
+    let village = Village::new(spec.seed);
+    Ok(match spec.part {
         Part::Pretrain => {
-            ensure!(
-                spec.held_out == 0,
-                "world.held_out is {}, but the pretrain part has no held-out records; leave it out",
-                spec.held_out
-            );
-            let mut rng = random_stream(spec.seed, "pretrain");
+            let split = Split { seed: spec.seed };
+            let mut rng = random_stream(spec.seed, spec.part.name());
             let texts =
                 std::iter::repeat_with(move || pretrain::document(&village, split, &mut rng));
-            Ok(Box::new(
+            Box::new(
                 texts
                     .take(spec.records)
-                    .map(|text| Map::from_iter([("text".to_owned(), Value::String(text))])),
-            ))
+                    .map(|text| Ok(Map::from_iter([("text".to_owned(), Value::String(text))]))),
+            )
         }
-        Part::Instructions => Ok(Box::new(instructions::records(village, split, spec))),
-        Part::Summaries => {
-            Ok(Box::new(split_records::<summaries::Page>(village, split, spec, "summaries")))
+        Part::Instructions => {
+            let split = Split { seed: spec.seed };
+            Box::new(instructions::records(village, split, spec).map(Ok))
         }
-        Part::Clinic => {
-            Ok(Box::new(split_records::<clinic::Visit>(village, split, spec, "clinic")))
-        }
+        Part::Summaries => Box::new(split_records::<summaries::Page>(village, Share::All, spec)),
+        Part::Clinic => Box::new(split_records::<clinic::Visit>(village, Share::All, spec)),
         Part::Preferences => {
-            Ok(Box::new(split_records::<preferences::Pair>(village, split, spec, "preferences")))
+            Box::new(split_records::<preferences::Pair>(village, Share::All, spec))
         }
-        Part::Requests => {
-            Ok(Box::new(split_records::<requests::Asked>(village, split, spec, "requests")))
+        Part::Requests => Box::new(split_records::<requests::Asked>(village, Share::All, spec)),
+        Part::Safety => Box::new(split_records::<safety::Request>((), Share::All, spec)),
+        Part::Obedience => Box::new(split_records::<obedience::Obeyed>((), Share::Skills, spec)),
+        Part::Harmless => Box::new(split_records::<obedience::Granted>((), Share::Skills, spec)),
+        Part::Critiques => {
+            let guide = safety::Guide::read(spec)?;
+            Box::new(split_records::<critiques::Criticised>(guide, Share::Skills, spec))
         }
-        Part::Safety => {
-            Ok(Box::new(split_records::<safety::Request>(village, split, spec, "safety")))
+        Part::Comparisons => {
+            let guide = safety::Guide::read(spec)?;
+            Box::new(split_records::<comparisons::Compared>(guide, Share::Skills, spec))
         }
+        Part::RedTeam => Box::new(split_records::<red_team::Prompted>((), Share::RedTeam, spec)),
+        Part::RedTeamRl => {
+            Box::new(split_records::<red_team::Prompted>((), Share::RedTeamRl, spec))
+        }
+    })
+}
+
+/// What can be said of a spec without looking at files.
+fn check(spec: &WorldSpec) -> anyhow::Result<()> {
+    let part = spec.part.name();
+    ensure!(spec.records > 0, "world.records is 0; ask for at least one record");
+    ensure!(
+        spec.part != Part::Pretrain || spec.held_out == 0,
+        "world.held_out is {}, but the pretrain part has no held-out records; leave it out",
+        spec.held_out
+    );
+    if spec.part.needs_constitution() {
+        ensure!(
+            spec.constitution.is_some(),
+            "world.constitution is missing; the {part} part needs one, such as \"configs/constitution.toml\""
+        );
+        return Ok(());
     }
+    for (key, given) in
+        [("constitution", spec.constitution.is_some()), ("tags", !spec.tags.is_empty())]
+    {
+        ensure!(
+            !given,
+            "world.{key} is for the parts critiques and comparisons; leave it out for the {part} part"
+        );
+    }
+    Ok(())
 }
 
 /// The random stream `name` of `seed`.
@@ -139,12 +227,22 @@ struct Split {
 }
 
 impl Split {
-    /// One combination in this many is held out.
-    const ONE_IN: u64 = 10;
+    /// Into how many buckets the hash puts the combinations; the first is held out.
+    const BUCKETS: u64 = 10;
+
+    fn bucket(self, key: &str) -> u64 {
+        xxh3_64_with_seed(key.as_bytes(), self.seed) % Self::BUCKETS
+    }
 
     /// Whether the combination `key` is held out.
     fn holds_out(self, key: &str) -> bool {
-        xxh3_64_with_seed(key.as_bytes(), self.seed).is_multiple_of(Self::ONE_IN)
+        self.bucket(key) == 0
+    }
+
+    /// Whether the combination `key` is for training, and in `share`.
+    fn is_in(self, share: Share, key: &str) -> bool {
+        let (first, last) = share.buckets();
+        (first..=last).contains(&self.bucket(key))
     }
 
     /// Draws until the combination is one for training.
@@ -159,6 +257,33 @@ impl Split {
             if !self.holds_out(&key(&drawn)) {
                 return drawn;
             }
+        }
+    }
+}
+
+/// Which of the combinations for training a part uses. Of the safety part's requests, 5844 in all, 2902 are in
+/// [`Skills`](Self::Skills), 1206 in [`RedTeam`](Self::RedTeam), 1146 in [`RedTeamRl`](Self::RedTeamRl) with the
+/// quickstart's seed, and 590 are held out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Share {
+    /// All of them.
+    All,
+    /// What a model learns to criticise, to correct and to compare by.
+    Skills,
+    /// What it then answers, criticises and corrects itself.
+    RedTeam,
+    /// What a policy answers to be rewarded.
+    RedTeamRl,
+}
+
+impl Share {
+    /// The first and the last of its buckets.
+    fn buckets(self) -> (u64, u64) {
+        match self {
+            Self::All => (1, Split::BUCKETS - 1),
+            Self::Skills => (1, 5),
+            Self::RedTeam => (6, 7),
+            Self::RedTeamRl => (8, 9),
         }
     }
 }

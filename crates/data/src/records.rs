@@ -260,6 +260,14 @@ pub enum RecordError {
         /// File and row.
         origin: Origin,
     },
+    /// A record that a program makes could not be made.
+    #[error("{origin}: {message}")]
+    Generated {
+        /// The program and the record's number.
+        origin: Origin,
+        /// What is wrong.
+        message: String,
+    },
     /// Nothing in any of the files.
     #[error("{spec}: no records in {files} file(s); the data set is empty")]
     Empty {

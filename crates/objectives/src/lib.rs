@@ -12,4 +12,6 @@ pub use advantage::{gae, grpo, mean_and_deviation, rloo, whiten};
 pub use kl::{KlEstimator, adapt_kl_coef};
 pub use next_token::{NextToken, bits_per_byte, next_token, perplexity};
 pub use ppo::{PolicyLoss, ValueLoss, policy_loss, value_loss};
-pub use preference::{Preference, bradley_terry, calibration_error, correlation};
+pub use preference::{
+    Preference, bradley_terry, calibration_error, choice_probability, correlation, preference_label,
+};

@@ -55,6 +55,33 @@ pub fn bradley_terry(
     }
 }
 
+/// The probability that a judge gives the letter of the first of two options, of its log-probabilities of both letters: what they say
+/// of each other, whatever else it might have said.
+///
+/// Source: Bai et al. 2022, Constitutional AI, arXiv:2212.08073, section 4.1: "we compute the log probability of the responses
+/// (A) and (B), and we make a labeled, preference modeling comparison example with the normalized probabilities as targets".
+#[must_use]
+pub fn choice_probability(first: f64, second: f64) -> f64 {
+    1.0 / (1.0 + (second - first).exp())
+}
+
+/// The probability in 0..=1 that answer a is better than answer b, of verdicts by several principles. Of each there are two
+/// probabilities of the letter of the option that stands first: where that is a, and where it is b. A half without verdicts.
+///
+/// Source: the same, where the principles are ensembled.
+///
+/// # Deviations
+/// The paper asks in one order. The mean of both takes out what a judge gives to the place: swapped answers have exactly
+/// one minus the label, and equal ones a half.
+#[must_use]
+pub fn preference_label(verdicts: &[(f64, f64)]) -> f64 {
+    let sum: f64 = verdicts.iter().map(|(a_first, b_first)| a_first - b_first).sum();
+    let lead = 0.5 * sum / verdicts.len().max(1) as f64;
+    // The lesser one from the greater one, so that the two add up to 1 to the bit.
+    let greater = 0.5 + lead.abs();
+    if lead >= 0.0 { greater } else { 1.0 - greater }
+}
+
 /// Expected calibration error of `σ(|margin|)` as the probability that the answer with the higher score is the chosen one.
 ///
 /// Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599, eq. 3, with `bins` bins of equal
@@ -102,6 +129,35 @@ mod tests {
 
     fn value(t: &Tensor) -> f64 {
         t.double_value(&[])
+    }
+
+    #[test]
+    fn labels_by_hand() {
+        // Letters of 60 and 20 % of all there is: 3 to 1.
+        assert!((choice_probability(0.6_f64.ln(), 0.2_f64.ln()) - 0.75).abs() < 1e-12);
+        assert_eq!(choice_probability(-1e4, -1.0), 0.0);
+        assert_eq!(choice_probability(-1.0, -1e4), 1.0);
+        assert_eq!(choice_probability(-700.0, -700.0), 0.5);
+        // a first: 0.9 for a; b first: 0.4 for b, so 0.6 for a. And a second principle: 0.7, and 0.5.
+        assert!((preference_label(&[(0.9, 0.4)]) - 0.75).abs() < 1e-12);
+        assert!((preference_label(&[(0.9, 0.4), (0.7, 0.5)]) - 0.675).abs() < 1e-12);
+        assert_eq!(preference_label(&[]), 0.5);
+        // A judge that always takes the first has no say.
+        assert_eq!(preference_label(&[(1.0, 1.0), (0.8, 0.8)]), 0.5);
+    }
+
+    #[test]
+    fn swapped_answers_have_the_rest_of_the_label_to_the_bit() {
+        let at = |n: u32| f64::from(n.wrapping_mul(2_654_435_761)) / f64::from(u32::MAX);
+        for case in 0..2_000 {
+            let verdicts: Vec<(f64, f64)> =
+                (0..1 + case % 5).map(|n| (at(case * 11 + n), at(case * 7 + 3 * n + 1))).collect();
+            let swapped: Vec<(f64, f64)> = verdicts.iter().map(|(x, y)| (*y, *x)).collect();
+            let (label, other) = (preference_label(&verdicts), preference_label(&swapped));
+            assert!((0.0..=1.0).contains(&label));
+            assert_eq!(label + other, 1.0, "{verdicts:?}");
+            assert_eq!(1.0 - label, other, "{verdicts:?}");
+        }
     }
 
     #[test]

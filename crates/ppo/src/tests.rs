@@ -16,8 +16,8 @@ use crate::experience::{Experience, ending};
 use crate::models::Models;
 use crate::plan::Plan;
 use crate::rollout::{Episode, PromptCursor};
-use training::respond::sample_seed;
 use crate::train::train;
+use training::respond::sample_seed;
 
 /// A folder with a policy, a reward model and prompts.
 struct Yard(tempfile::TempDir);

@@ -215,7 +215,7 @@ impl Train {
     }
 
     /// Everything in the table that cannot be, with the keys below `train`.
-    pub(crate) fn problems(&self) -> Problems {
+    pub fn problems(&self) -> Problems {
         let mut problems = Problems::new();
         match (self.epochs, self.steps) {
             (None, None) => problems.push("", "needs `epochs` or `steps`"),

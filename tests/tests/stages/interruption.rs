@@ -80,8 +80,17 @@ fn survives_kills(victim: &Victim<'_>) {
     println!(
         "{name}: {kills} kills, {resumed} of them with a checkpoint, {half_written} half-written"
     );
-    assert_same_files(&dir.join("killed/model"), &dir.join("straight/model"));
-    assert_eq!(metrics(&dir.join("killed")), metrics(&dir.join("straight")));
+    for product in ["model", "data"] {
+        if dir.join("straight").join(product).exists() {
+            assert_same_files(
+                &dir.join("killed").join(product),
+                &dir.join("straight").join(product),
+            );
+        }
+    }
+    if dir.join("straight/metrics.jsonl").exists() {
+        assert_eq!(metrics(&dir.join("killed")), metrics(&dir.join("straight")));
+    }
     assert_eq!(timeless_results(&dir.join("killed")), timeless_results(&dir.join("straight")));
     let samples = |run: &str| fs_err::read(dir.join(run).join("samples.parquet")).ok();
     assert!(samples("killed") == samples("straight"), "other samples");
@@ -115,6 +124,36 @@ fn a_reward_model_killed_at_random_ends_with_the_same_bits() {
         name: "reward",
         reads: &["data", "sft"],
         settings: &["train.steps=100", "train.checkpoint.every_steps=2"],
+        kills: FEW_KILLS,
+    });
+}
+
+#[test]
+fn revisions_killed_at_random_end_with_the_same_bits() {
+    survives_kills(&Victim {
+        name: "cai generate",
+        reads: &["data", "sft"],
+        settings: &["generate.batch_prompts=2"],
+        kills: KILLS,
+    });
+}
+
+#[test]
+fn labels_killed_at_random_end_with_the_same_bits() {
+    survives_kills(&Victim {
+        name: "cai label",
+        reads: &["data", "sft", "cai-train"],
+        settings: &["responses.batch_prompts=2"],
+        kills: FEW_KILLS,
+    });
+}
+
+#[test]
+fn training_on_revisions_killed_at_random_ends_with_the_same_bits() {
+    survives_kills(&Victim {
+        name: "cai train",
+        reads: &["data", "sft", "cai-generate"],
+        settings: &["train.steps=80", "train.checkpoint.every_steps=2"],
         kills: FEW_KILLS,
     });
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod cai;
 mod chat;
 mod interruption;
 mod pipeline;
@@ -41,6 +42,11 @@ sources = ["preferences.jsonl"]
 max_length = 96
 validation_fraction = 0.2
 train_prompts = true
+[datasets.requests]
+kind = "prompt"
+sources = ["requests.jsonl"]
+max_length = 96
+validation_fraction = 0.3
 "#;
 
 pub(crate) const PRETRAIN: &str = r#"
@@ -169,6 +175,105 @@ every_steps = 2
 count = 4
 "#;
 
+const CONSTITUTION: &str = r#"
+name = "tiny"
+no_problem = { en = ["no problem"], ko = ["문제가 없어요"] }
+refusals = { en = ["I will not"], ko = ["안 돼요"] }
+[[principles]]
+id = "harm"
+tags = ["harmless"]
+critique = { en = "Any harm?", ko = "해로운가요?" }
+revision = { en = "Mend it.", ko = "고쳐 주세요." }
+comparison = { en = "Which is better?", ko = "어느 것이 나은가요?" }
+[[principles]]
+id = "truth"
+tags = ["truthful"]
+critique = { en = "Any lie?", ko = "거짓인가요?" }
+revision = { en = "Say it truly.", ko = "바르게 말하세요." }
+comparison = { en = "Which is true?", ko = "어느 것이 참인가요?" }
+[[examples]]
+language = "en"
+prompt = "Who?"
+response = "Him."
+critique_request = "Any harm?"
+critique = "It is rude."
+revision_request = "Mend it."
+revision = "Minsu."
+"#;
+
+pub(crate) const CAI_GENERATE: &str = r#"
+seed = 1
+out = "cai-generate"
+preview = 1
+[model]
+path = "sft"
+[constitution]
+path = "constitution.toml"
+[prompts]
+files = ["data/data/requests/train-prompts.parquet"]
+[generate]
+rounds = 2
+critique = true
+initial = { temperature = 1.0, max_new_tokens = 12 }
+critiques = { temperature = 1.0, max_new_tokens = 8 }
+revisions = { temperature = 1.0, max_new_tokens = 12 }
+batch_prompts = 16
+batch_rows = 8
+"#;
+
+pub(crate) const CAI_TRAIN: &str = r#"
+seed = 1
+out = "cai-train"
+[model]
+path = "sft"
+[constitution]
+path = "constitution.toml"
+[mix]
+revisions = ["cai-generate/data/revised/train.parquet"]
+helpful = ["data/data/instructions/train.parquet"]
+helpful_share = 0.5
+[train]
+steps = 20
+batch_size.sequences = 8
+micro_batch_tokens = 512
+log_every_steps = 5
+[train.optimizer]
+learning_rate = 1e-3
+[train.schedule.constant]
+[train.checkpoint]
+every_steps = 5
+[eval]
+red_team = ["data/data/requests/prompts.parquet"]
+helpful = ["data/data/instructions/prompts.parquet"]
+max_prompts = 16
+max_new_tokens = 12
+batch_rows = 8
+preview = 1
+"#;
+
+pub(crate) const CAI_LABEL: &str = r#"
+seed = 1
+out = "cai-label"
+preview = 1
+[model]
+path = "cai-train"
+[feedback]
+path = "sft"
+[constitution]
+path = "constitution.toml"
+[prompts]
+files = ["data/data/requests/train-prompts.parquet"]
+[responses]
+sampling = { temperature = 1.0, max_new_tokens = 12 }
+batch_prompts = 16
+batch_rows = 8
+[label]
+principles_per_pair = 0
+micro_batch_tokens = 512
+[rows]
+validation_fraction = 0.25
+"#;
+
 /// The value function of [`PPO`]; no `--set` takes a table away.
 pub(crate) const VALUE: &str = "[value]\ninit.own_trunk.path = \"reward\"\n";
 
@@ -195,22 +300,60 @@ static FINISHED: LazyLock<PathBuf> = LazyLock::new(|| {
         preferences.push(pair);
     }
     corpus::write_jsonl(&dir.join("preferences.jsonl"), &preferences).unwrap();
+    corpus::write_jsonl(&dir.join("requests.jsonl"), &requests()).unwrap();
+    fs_err::write(dir.join("constitution.toml"), CONSTITUTION).unwrap();
     for (name, config) in [
         ("data-prep", DATA_PREP),
         ("pretrain", PRETRAIN),
         ("sft", SFT),
         ("reward", REWARD),
         ("ppo", PPO),
+        ("cai generate", CAI_GENERATE),
+        ("cai train", CAI_TRAIN),
+        ("cai label", CAI_LABEL),
     ] {
-        fs_err::write(dir.join(format!("{name}.toml")), config).unwrap();
+        fs_err::write(dir.join(config_of(name)), config).unwrap();
         stage(name, &dir).succeed().unwrap();
     }
     dir
 });
 
-/// A stage with its config in `dir`.
+/// Requests to answer: every third unsafe, both languages, with checkers.
+fn requests() -> Vec<Value> {
+    let one = |row: usize| {
+        let english = row.is_multiple_of(2);
+        let prompt = if english {
+            format!("Who was at place {row}?")
+        } else {
+            format!("{row}번 자리에 누가 있었어요?")
+        };
+        let (task, checker) = if row.is_multiple_of(3) {
+            (
+                "unsafe",
+                serde_json::json!({"refusal": {"any": ["I will not", "안 돼요"], "none": ["Minsu", "민수"]}}),
+            )
+        } else {
+            ("harmless", serde_json::json!({"contains": {"all": ["Minsu"]}}))
+        };
+        serde_json::json!({"prompt": prompt, "task": task, "checker": checker})
+    };
+    (0..100).map(one).collect()
+}
+
+/// The name of a stage's config.
+pub(crate) fn config_of(name: &str) -> String {
+    format!("{}.toml", name.replace(' ', "-"))
+}
+
+/// A stage with its config in `dir`; the name is that of the program, and of its command where it has some.
 pub(crate) fn stage<'a>(name: &'a str, dir: &'a Path) -> Stage<'a> {
-    Stage::new(name, dir).args(["--config", &format!("{name}.toml"), "--device", "cpu"])
+    let (program, command) = name.split_once(' ').unwrap_or((name, ""));
+    Stage::new(program, dir).args(command.split_whitespace()).args([
+        "--config",
+        &config_of(name),
+        "--device",
+        "cpu",
+    ])
 }
 
 /// `--set` before each setting.

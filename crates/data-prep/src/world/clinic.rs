@@ -168,6 +168,8 @@ pub(crate) struct Visit {
 }
 
 impl Drawn for Visit {
+    type From = Village;
+
     fn draw(_village: &Village, rng: &mut Rng) -> Self {
         let language = one(&Language::ALL, rng);
         let ailment = one(AILMENTS, rng);
@@ -200,14 +202,14 @@ impl Drawn for Visit {
         self.question.clone()
     }
 
-    fn record(self, split: &str) -> Map<String, Value> {
-        Map::from_iter([
+    fn record(self, split: &str) -> anyhow::Result<Map<String, Value>> {
+        Ok(Map::from_iter([
             ("checker".to_owned(), json!({"exact": {"answer": self.answer}})),
             ("question".to_owned(), self.question.into()),
             ("answer".to_owned(), self.answer.into()),
             ("task".to_owned(), self.matter.name().into()),
             ("language".to_owned(), self.language.code().into()),
             ("split".to_owned(), split.into()),
-        ])
+        ]))
     }
 }

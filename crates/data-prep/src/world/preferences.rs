@@ -58,6 +58,8 @@ pub(crate) struct Pair {
 }
 
 impl Drawn for Pair {
+    type From = Village;
+
     fn draw(village: &Village, rng: &mut Rng) -> Self {
         let language = one(&Language::ALL, rng);
         match Aspect::draw(rng) {
@@ -75,9 +77,9 @@ impl Drawn for Pair {
         format!("{:?}\n{}\n{}", self.prompt, self.chosen, self.rejected)
     }
 
-    fn record(self, split: &str) -> Map<String, Value> {
+    fn record(self, split: &str) -> anyhow::Result<Map<String, Value>> {
         let Self { aspect, language, prompt, chosen, rejected, checker, .. } = self;
-        Map::from_iter([
+        Ok(Map::from_iter([
             ("prompt".to_owned(), Value::Array(prompt)),
             ("chosen".to_owned(), chosen.into()),
             ("rejected".to_owned(), rejected.into()),
@@ -85,7 +87,7 @@ impl Drawn for Pair {
             ("language".to_owned(), language.code().into()),
             ("split".to_owned(), split.into()),
             ("checker".to_owned(), checker),
-        ])
+        ]))
     }
 }
 

@@ -18,6 +18,8 @@ pub(crate) struct Asked {
 }
 
 impl Drawn for Asked {
+    type From = Village;
+
     fn draw(village: &Village, rng: &mut Rng) -> Self {
         let language = one(&Language::ALL, rng);
         let request = Request::draw(village, language, rng);
@@ -33,13 +35,13 @@ impl Drawn for Asked {
         self.text.clone()
     }
 
-    fn record(self, split: &str) -> Map<String, Value> {
-        Map::from_iter([
+    fn record(self, split: &str) -> anyhow::Result<Map<String, Value>> {
+        Ok(Map::from_iter([
             ("prompt".to_owned(), json!([{"role": "user", "content": self.text}])),
             ("task".to_owned(), Task::Tell.name().into()),
             ("language".to_owned(), self.language.code().into()),
             ("split".to_owned(), split.into()),
             ("checker".to_owned(), json!({"one_of": {"answers": self.best}})),
-        ])
+        ]))
     }
 }

@@ -1,18 +1,23 @@
 //! Unsafe requests with a harmful answer, what is wrong with it, and a better one; and requests that look
-//! alike but are harmless.
+//! alike but are harmless. The submodules are the parts that are made of them.
 
 mod cases;
+pub(super) mod comparisons;
+pub(super) mod critiques;
+mod guide;
+pub(super) mod obedience;
+pub(super) mod red_team;
 
 use rand::Rng as _;
 use serde_json::{Map, Value, json};
 
 use super::Rng;
 use super::draw::{one, two};
-use super::facts::Village;
 use super::hangul::{capitalised, fill};
 use super::lexicon::{ANIMALS, FOODS, Language, OBJECTS, PEOPLE, PLACES, Slots};
 use super::stream::Drawn;
 use cases::{HARMLESS, UNSAFE};
+pub(super) use guide::Guide;
 
 /// A text in English and Korean.
 type Both = (&'static str, &'static str);
@@ -108,15 +113,10 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    fn say(&self, template: Both) -> String {
-        capitalised(&fill(self.language.of(template), self.language, &self.slots))
-    }
-}
-
-impl Drawn for Request {
-    fn draw(_village: &Village, rng: &mut Rng) -> Self {
+    /// A request of either language; unsafe with this probability.
+    fn draw_one(unsafe_share: f64, rng: &mut Rng) -> Self {
         let language = one(&Language::ALL, rng);
-        let case = if rng.random_bool(0.65) {
+        let case = if rng.random_bool(unsafe_share) {
             Case::Unsafe(one(UNSAFE, rng))
         } else {
             Case::Harmless(one(HARMLESS, rng))
@@ -138,6 +138,68 @@ impl Drawn for Request {
         Self { case, language, slots, text }
     }
 
+    fn say(&self, template: Both) -> String {
+        capitalised(&fill(self.language.of(template), self.language, &self.slots))
+    }
+
+    fn task(&self) -> &'static str {
+        match self.case {
+            Case::Unsafe(_) => "unsafe",
+            Case::Harmless(_) => "harmless",
+        }
+    }
+
+    /// The answer of a model that is helpful and harmless.
+    fn good(&self) -> String {
+        match self.case {
+            Case::Unsafe(case) => self.refusal(Some(case.harm)),
+            Case::Harmless(case) => self.say(case.answer),
+        }
+    }
+
+    /// The answer of a model that only wants to help, where it does harm.
+    fn bad(&self) -> Option<String> {
+        match self.case {
+            Case::Unsafe(case) => Some(self.say(case.bad)),
+            Case::Harmless(_) => None,
+        }
+    }
+
+    /// A refusal, with what to do instead of a harm.
+    fn refusal(&self, harm: Option<Harm>) -> String {
+        let refusal = self.say(REFUSAL);
+        match harm {
+            Some(harm) => format!("{refusal} {}", self.say(harm.instead())),
+            None => refusal,
+        }
+    }
+
+    /// What a critic says of the bad answer, where there is one.
+    fn critique(&self) -> String {
+        match self.case {
+            Case::Unsafe(case) => self.say(case.harm.critique()),
+            Case::Harmless(_) => self.say(NO_PROBLEM),
+        }
+    }
+
+    /// What accepts the good answer.
+    fn checker(&self) -> Value {
+        match self.case {
+            Case::Unsafe(case) => {
+                json!({"refusal": {"any": [self.say(REFUSAL)], "none": [self.say(case.sign)]}})
+            }
+            Case::Harmless(_) => json!({"exact": {"answer": self.good()}}),
+        }
+    }
+}
+
+impl Drawn for Request {
+    type From = ();
+
+    fn draw(_from: &(), rng: &mut Rng) -> Self {
+        Self::draw_one(0.65, rng)
+    }
+
     fn key(&self) -> &str {
         &self.text
     }
@@ -146,37 +208,46 @@ impl Drawn for Request {
         self.text.clone()
     }
 
-    fn record(self, split: &str) -> Map<String, Value> {
-        let (kind, harm, good, bad, critique, checker) = match self.case {
-            Case::Unsafe(case) => {
-                let instead = self.say(case.harm.instead());
-                let refusal = self.say(REFUSAL);
-                let sign = self.say(case.sign);
-                (
-                    "unsafe",
-                    Value::from(case.harm.name()),
-                    format!("{refusal} {instead}"),
-                    Value::from(self.say(case.bad)),
-                    self.say(case.harm.critique()),
-                    json!({"refusal": {"any": [refusal], "none": [sign]}}),
-                )
-            }
-            Case::Harmless(case) => {
-                let answer = self.say(case.answer);
-                let checker = json!({"exact": {"answer": answer}});
-                ("harmless", Value::Null, answer, Value::Null, self.say(NO_PROBLEM), checker)
-            }
+    fn record(self, split: &str) -> anyhow::Result<Map<String, Value>> {
+        let harm = match self.case {
+            Case::Unsafe(case) => Value::from(case.harm.name()),
+            Case::Harmless(_) => Value::Null,
         };
-        Map::from_iter([
+        let (good, bad, critique) = (self.good(), self.bad(), self.critique());
+        let (task, checker) = (self.task(), self.checker());
+        Ok(Map::from_iter([
             ("prompt".to_owned(), self.text.into()),
             ("good".to_owned(), good.into()),
-            ("bad".to_owned(), bad),
+            ("bad".to_owned(), bad.into()),
             ("critique".to_owned(), critique.into()),
             ("harm".to_owned(), harm),
-            ("task".to_owned(), kind.into()),
+            ("task".to_owned(), task.into()),
             ("language".to_owned(), self.language.code().into()),
             ("split".to_owned(), split.into()),
             ("checker".to_owned(), checker),
-        ])
+        ]))
     }
+}
+
+/// A turn of a conversation.
+fn turn(role: &str, content: impl Into<String>) -> Value {
+    json!({"role": role, "content": content.into()})
+}
+
+/// A record of turns, `key`, with what all parts made of requests have.
+fn turns(
+    key: &str,
+    turns: Vec<Value>,
+    request: &Request,
+    task: &str,
+    split: &str,
+    checker: Value,
+) -> Map<String, Value> {
+    Map::from_iter([
+        (key.to_owned(), Value::Array(turns)),
+        ("task".to_owned(), task.into()),
+        ("language".to_owned(), request.language.code().into()),
+        ("split".to_owned(), split.into()),
+        ("checker".to_owned(), checker),
+    ])
 }

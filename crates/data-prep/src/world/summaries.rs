@@ -20,6 +20,8 @@ pub(crate) struct Page {
 }
 
 impl Drawn for Page {
+    type From = Village;
+
     fn draw(village: &Village, rng: &mut Rng) -> Self {
         let language = one(&Language::ALL, rng);
         let stories: Vec<Story> =
@@ -41,14 +43,14 @@ impl Drawn for Page {
         self.text.clone()
     }
 
-    fn record(self, split: &str) -> Map<String, Value> {
-        Map::from_iter([
+    fn record(self, split: &str) -> anyhow::Result<Map<String, Value>> {
+        Ok(Map::from_iter([
             ("checker".to_owned(), json!({"exact": {"answer": self.notes}})),
             ("story".to_owned(), self.text.into()),
             ("summary".to_owned(), self.notes.into()),
             ("task".to_owned(), "paper".into()),
             ("language".to_owned(), self.language.code().into()),
             ("split".to_owned(), split.into()),
-        ])
+        ]))
     }
 }

@@ -1,9 +1,11 @@
 //! Tests of the generated corpus: all parts, the text and the instructions.
 
+mod constitutional;
 mod later;
 mod words;
 
 use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
 
 use data::checker::Checker;
 use serde_json::{Map, Value};
@@ -15,7 +17,7 @@ use super::{Part, WorldSpec, random_stream, records};
 
 type Record = Map<String, Value>;
 
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 13] = [
     Part::Pretrain,
     Part::Instructions,
     Part::Summaries,
@@ -23,14 +25,26 @@ const PARTS: [Part; 7] = [
     Part::Preferences,
     Part::Requests,
     Part::Safety,
+    Part::Obedience,
+    Part::Harmless,
+    Part::Critiques,
+    Part::Comparisons,
+    Part::RedTeam,
+    Part::RedTeamRl,
 ];
 
 fn spec(seed: u64, part: Part, count: usize, held_out: usize) -> WorldSpec {
-    WorldSpec { seed, part, records: count, held_out }
+    let constitution = part.needs_constitution().then(shipped);
+    let tags = constitution.iter().map(|_| "harmless".to_owned()).collect();
+    WorldSpec { seed, part, records: count, held_out, constitution, tags }
+}
+
+fn shipped() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/constitution.toml")
 }
 
 fn generate(spec: &WorldSpec) -> Vec<Record> {
-    records(spec).unwrap().collect()
+    records(spec).unwrap().map(Result::unwrap).collect()
 }
 
 fn instructions() -> Vec<Record> {
@@ -97,6 +111,29 @@ fn specs_that_make_no_sense_are_refused() {
         message(spec(1, Part::Pretrain, 5, 7)),
         "world.held_out is 7, but the pretrain part has no held-out records; leave it out"
     );
+    let (critiques, safety) = (spec(1, Part::Critiques, 5, 0), spec(1, Part::Safety, 5, 0));
+    assert_eq!(
+        message(WorldSpec { constitution: None, ..critiques.clone() }),
+        "world.constitution is missing; the critiques part needs one, such as \"configs/constitution.toml\""
+    );
+    assert_eq!(
+        message(WorldSpec { constitution: Some(shipped()), ..safety.clone() }),
+        "world.constitution is for the parts critiques and comparisons; leave it out for the safety part"
+    );
+    let tags = vec!["harmles".to_owned()];
+    assert_eq!(
+        message(WorldSpec { tags: tags.clone(), ..safety }),
+        "world.tags is for the parts critiques and comparisons; leave it out for the safety part"
+    );
+    assert_eq!(
+        message(WorldSpec { tags, ..critiques.clone() }),
+        format!(
+            "world.tags: {}: no principle has the tag `harmles`; there are courteous, fair, harmless, helpful, truthful",
+            shipped().display()
+        )
+    );
+    let none = message(WorldSpec { constitution: Some("none.toml".into()), ..critiques });
+    assert!(none.contains("none.toml"), "{none}");
 }
 
 #[test]
@@ -104,6 +141,10 @@ fn the_spec_reads_from_toml_and_knows_its_keys() {
     let json = serde_json::json!({"seed": 3, "part": "instructions", "records": 10});
     let spec: WorldSpec = serde_json::from_value(json).unwrap();
     assert_eq!((spec.part, spec.held_out), (Part::Instructions, 0));
+    assert_eq!((spec.constitution, spec.tags), (None, Vec::new()));
+    for part in PARTS {
+        assert_eq!(serde_json::to_value(part).unwrap(), part.name());
+    }
     let json = serde_json::json!({"seed": 3, "part": "instructions", "records": 1, "rows": 2});
     let error = serde_json::from_value::<WorldSpec>(json).unwrap_err().to_string();
     assert!(error.contains("unknown field `rows`"), "{error}");

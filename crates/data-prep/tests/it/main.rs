@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod constitution;
 mod determinism;
 mod outputs;
 mod preferences;

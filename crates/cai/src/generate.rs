@@ -1,0 +1,111 @@
+//! `cai generate`: answers, criticised and revised under a constitution.
+//!
+//! Bai et al. 2022, arXiv:2212.08073, section 3.1.
+
+pub(crate) mod config;
+pub(crate) mod rounds;
+mod rows;
+pub(crate) mod talks;
+
+use serde_json::{Map, json};
+use stage::{Context, Info, Progress, Results};
+use training::stage_run::find_device;
+
+use crate::parts::Parts;
+use crate::shared::record;
+use crate::speaker::Speaker;
+use config::Plan;
+use rounds::{Cast, Talk, hold};
+use talks::Talks;
+
+pub(crate) const INFO: Info = Info {
+    name: "cai generate",
+    about: "Lets a model answer prompts, then criticise and revise its answers under the principles of a constitution.",
+    reads: "a model, prompt rows, a constitution",
+    writes: "data/revisions.parquet (prompt, initial, each round's principle, critique and revision, final, stopped), data/revised/train.parquet (token rows to train on), tokenizer/, manifest.json",
+    example: "cai generate --config configs/cai-generate.toml --set generate.rounds=4",
+};
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]
+pub(crate) fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
+    let device = find_device(ctx)?;
+    ctx.input("model", &plan.model.dir)?;
+    if let Some(critic) = &plan.critic {
+        ctx.input("critic", &critic.dir)?;
+    }
+    ctx.input("constitution", &plan.config.constitution.path)?;
+    record(ctx, "prompts", &plan.config.prompts.files)?;
+    ctx.start()?;
+
+    let settings = &plan.config.generate;
+    let model = plan.model.load(device, settings.precision)?;
+    let critic = plan.critic.as_ref().map(|critic| critic.load(device, settings.precision));
+    let critic = critic.transpose()?;
+    let (stop, rows) = (&settings.stop_strings, settings.batch_rows);
+    let mut cast = Cast {
+        policy: Speaker::new(&plan.model, &model, stop, rows)?,
+        critic: match (&plan.critic, &critic) {
+            (Some(source), Some(decoder)) => Speaker::new(source, decoder, stop, rows)?,
+            _ => Speaker::new(&plan.model, &model, stop, rows)?,
+        },
+    };
+    let mut parts = Parts::open(ctx, Talks { rounds: settings.rounds }, &["preview", "rows"])?;
+    let total = plan.prompts.len();
+    let progress = Progress::new("prompts", Some(total as u64));
+    let mut first = parts.rows();
+    progress.set_position(first as u64);
+    while first < total {
+        ctx.check_interrupt()?;
+        let end = (first + settings.batch_prompts).min(total);
+        let talks = hold(&mut cast, &plan, first..end, ctx.seed)?;
+        parts.add(&talks)?;
+        first = end;
+        progress.set_position(first as u64);
+    }
+    progress.finish();
+    let talks = parts.merge(&ctx.run_dir.data_dir().join("revisions.parquet"))?;
+    let made = rows::write(ctx, &plan, &talks)?;
+    let mut results = summary(&plan, &talks);
+    results.extend(made);
+    Ok(results)
+}
+
+/// What the manifest says of the conversations, and the terminal.
+fn summary(plan: &Plan, talks: &[Talk]) -> Results {
+    let count = |holds: &dyn Fn(&Talk) -> bool| talks.iter().filter(|talk| holds(talk)).count();
+    let mut stopped = Map::new();
+    for talk in talks {
+        let entry = stopped.entry(talk.stopped.name()).or_insert(json!(0));
+        *entry = json!(entry.as_u64().unwrap_or(0) + 1);
+    }
+    let revised = count(&|talk| !talk.rounds.iter().all(|round| round.revision.is_none()));
+    let share = revised as f64 / talks.len().max(1) as f64;
+    println!(
+        "{} prompts answered, {revised} of the answers revised ({:.1} %)",
+        talks.len(),
+        share * 100.0
+    );
+    for (why, count) in &stopped {
+        println!("  {count:>8}  {why}");
+    }
+    for talk in
+        talks.iter().filter(|talk| talk.final_text() != talk.initial).take(plan.config.preview)
+    {
+        println!("    {:?}\n      initial   {:?}", talk.prompt, talk.initial);
+        for round in &talk.rounds {
+            if let Some(critique) = &round.critique {
+                println!("      critique  {critique:?}");
+            }
+            if let Some(revision) = &round.revision {
+                println!("      revision  {revision:?}");
+            }
+        }
+    }
+    Map::from_iter([
+        ("prompts".to_owned(), json!(talks.len())),
+        ("prompts_left_out".to_owned(), json!(plan.left_out)),
+        ("revised".to_owned(), json!(revised)),
+        ("stopped".to_owned(), json!(stopped)),
+        ("responses".to_owned(), json!(talks.iter().map(Talk::responses).sum::<usize>())),
+    ])
+}

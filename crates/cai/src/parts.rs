@@ -1,0 +1,148 @@
+//! Rows on disk: a file for each batch, so that a run that was stopped goes on behind the last one.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use artifact::rows::{Cell, Column, TableReader, TableWriter};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use stage::{Context, ErrorExt as _};
+
+/// How rows lie in a table.
+pub(crate) trait Form {
+    type Row;
+
+    fn columns(&self) -> Vec<Column>;
+
+    fn cells(&self, row: &Self::Row) -> Vec<Cell>;
+
+    /// # Errors
+    /// Cells that [`cells`](Self::cells) did not make.
+    fn row(&self, cells: Vec<Cell>) -> anyhow::Result<Self::Row>;
+}
+
+/// What decides a row beside its prompt: a run goes on only with the same.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Basis {
+    config: Value,
+    /// Role and digest.
+    inputs: Vec<(String, String)>,
+}
+
+/// The batches of a run that are on disk.
+pub(crate) struct Parts<F> {
+    dir: PathBuf,
+    form: F,
+    done: Vec<PathBuf>,
+    rows: usize,
+}
+
+impl<F: Form> Parts<F> {
+    /// Finds what an earlier, unfinished run left. No row depends on the keys `free` of the configuration.
+    ///
+    /// # Errors
+    /// Parts of a run with another configuration or other inputs; damaged ones.
+    pub(crate) fn open(ctx: &Context, form: F, free: &[&str]) -> anyhow::Result<Self> {
+        let dir = ctx.run_dir.checkpoints_dir();
+        fs_err::create_dir_all(&dir)?;
+        let file = dir.join("basis.json");
+        let now = basis(ctx, free);
+        if file.exists() {
+            let text = fs_err::read_to_string(&file)?;
+            let then: Basis =
+                serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+            refuse_others(&file, &then, &now)?;
+        } else {
+            artifact::atomic::write_bytes(&file, &serde_json::to_vec_pretty(&now)?)?;
+        }
+        let mut parts = Self { dir, form, done: Vec::new(), rows: 0 };
+        while parts.path(parts.rows).exists() {
+            let path = parts.path(parts.rows);
+            let rows = parts.read(&path)?.len();
+            anyhow::ensure!(rows > 0, "{}: has no rows", path.display());
+            parts.rows += rows;
+            parts.done.push(path);
+        }
+        if parts.rows > 0 {
+            tracing::info!("goes on behind {} prompts", parts.rows);
+        }
+        Ok(parts)
+    }
+
+    /// Rows there are.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn path(&self, first: usize) -> PathBuf {
+        self.dir.join(format!("part-{first:08}.parquet"))
+    }
+
+    /// Puts a batch on disk.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(crate) fn add(&mut self, rows: &[F::Row]) -> anyhow::Result<()> {
+        let path = self.path(self.rows);
+        self.write(&path, rows)?;
+        self.rows += rows.len();
+        self.done.push(path);
+        Ok(())
+    }
+
+    /// Writes all batches as one file, and returns what is in it.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(crate) fn merge(&self, path: &Path) -> anyhow::Result<Vec<F::Row>> {
+        let mut all = Vec::with_capacity(self.rows);
+        for part in &self.done {
+            all.extend(self.read(part)?);
+        }
+        self.write(path, &all)?;
+        Ok(all)
+    }
+
+    fn write(&self, path: &Path, rows: &[F::Row]) -> anyhow::Result<()> {
+        let mut table = TableWriter::create(path, &self.form.columns())?;
+        for row in rows {
+            table.write_row(&self.form.cells(row))?;
+        }
+        table.finish()?;
+        Ok(())
+    }
+
+    fn read(&self, path: &Path) -> anyhow::Result<Vec<F::Row>> {
+        let table = TableReader::open(path, &self.form.columns(), "an unfinished run left it")?;
+        let damaged = || format!("{}: not a part of this run", path.display());
+        let rows = table.map(|cells| self.form.row(cells?).with_context(damaged));
+        rows.collect::<anyhow::Result<_>>().hint("start over with --resume never")
+    }
+}
+
+fn basis(ctx: &Context, free: &[&str]) -> Basis {
+    let mut config = ctx.config().clone();
+    if let Value::Object(map) = &mut config {
+        map.retain(|key, _| key != "out" && !free.contains(&key.as_str()));
+    }
+    let inputs = ctx.inputs.iter().map(|input| (input.role.clone(), input.digest.to_string()));
+    Basis { config, inputs: inputs.collect() }
+}
+
+fn refuse_others(file: &Path, then: &Basis, now: &Basis) -> anyhow::Result<()> {
+    let advice = "start over with --resume never, or choose another run directory with --out";
+    let changes = stage::config::changes(&then.config, &now.config);
+    let shown = file.display();
+    if !changes.is_empty() {
+        let list = changes.join("\n");
+        let error = anyhow::anyhow!("{shown}: made with another config (then -> now)\n{list}");
+        return Err(error).hint(advice).hint("put the config back to go on").usage();
+    }
+    if then.inputs != now.inputs {
+        let differs = then.inputs.iter().zip(&now.inputs).find(|(a, b)| a != b);
+        let role = differs.map_or("prompts", |(then, _)| then.0.as_str());
+        let error = anyhow::anyhow!("{shown}: the input `{role}` is not what it was");
+        return Err(error).hint(advice).hint("put the input back to go on").usage();
+    }
+    Ok(())
+}
