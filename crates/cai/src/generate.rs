@@ -80,24 +80,24 @@ fn summary(plan: &Plan, talks: &[Talk]) -> Results {
     }
     let revised = count(&|talk| !talk.rounds.iter().all(|round| round.revision.is_none()));
     let share = revised as f64 / talks.len().max(1) as f64;
-    println!(
+    tell!(
         "{} prompts answered, {revised} of the answers revised ({:.1} %)",
         talks.len(),
         share * 100.0
     );
     for (why, count) in &stopped {
-        println!("  {count:>8}  {why}");
+        tell!("  {count:>8}  {why}");
     }
     for talk in
         talks.iter().filter(|talk| talk.final_text() != talk.initial).take(plan.config.preview)
     {
-        println!("    {:?}\n      initial   {:?}", talk.prompt, talk.initial);
+        tell!("    {:?}\n      initial   {:?}", talk.prompt, talk.initial);
         for round in &talk.rounds {
             if let Some(critique) = &round.critique {
-                println!("      critique  {critique:?}");
+                tell!("      critique  {critique:?}");
             }
             if let Some(revision) = &round.revision {
-                println!("      revision  {revision:?}");
+                tell!("      revision  {revision:?}");
             }
         }
     }

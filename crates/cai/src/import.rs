@@ -51,6 +51,6 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let name = args.name.clone().or(stem).unwrap_or_default();
     let constitution = import(&json, &name).with_context(|| shown.to_string()).usage()?;
     artifact::atomic::write_bytes(&args.output, constitution.to_toml().as_bytes())?;
-    println!("{} principles in {}", constitution.principles.len(), args.output.display());
+    tell!("{} principles in {}", constitution.principles.len(), args.output.display());
     Ok(())
 }

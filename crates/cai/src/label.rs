@@ -77,14 +77,14 @@ fn summary(plan: &Plan, pairs: &[Pair]) -> Results {
     };
     let confidence = mean(&mut labels.iter().map(|p| (p - 0.5).abs() + 0.5));
     let bias = mean(&mut pairs.iter().filter_map(|pair| pair.position_bias));
-    println!(
+    tell!(
         "{} pairs labelled of {} prompts; mean confidence {confidence:.3}, position bias {bias:+.3}",
         labels.len(),
         pairs.len()
     );
     for pair in pairs.iter().filter(|pair| pair.probability.is_some()).take(plan.config.preview) {
         let p = pair.probability.unwrap_or(0.5);
-        println!(
+        tell!(
             "    {:?}\n      {p:.3}  {:?}\n      {:.3}  {:?}",
             pair.prompt,
             pair.responses[0],

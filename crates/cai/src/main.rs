@@ -6,6 +6,14 @@
 //! say under the principles which is better; `reward` and `ppo` go on from there. `cai import` makes a constitution of principles
 //! in other forms.
 
+/// A line on stdout. A closed one (`| head`) does not make the run wrong.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 mod generate;
 mod import;
 mod label;
@@ -50,20 +58,20 @@ fn main() -> ExitCode {
         Some("label") => run::<label::config::Config>(&label::INFO, label::run, &rest),
         Some("import") => import::main(rest),
         Some("--help" | "-h" | "help") => {
-            print!("{HELP}");
+            tell!("{}", HELP.trim_end());
             ExitCode::SUCCESS
         }
         Some("--version" | "-V") => {
-            println!("cai {}", env!("CARGO_PKG_VERSION"));
+            tell!("cai {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
-        Some(other) => {
-            eprint!("error: there is no command `{other}`\n\n{HELP}");
-            ExitCode::from(2)
-        }
-        None => {
-            eprint!("error: a command is missing\n\n{HELP}");
-            ExitCode::from(2)
-        }
+        Some(other) => usage(&format!("there is no command `{other}`")),
+        None => usage("a command is missing"),
     }
+}
+
+fn usage(what: &str) -> ExitCode {
+    use std::io::Write as _;
+    let _ = write!(std::io::stderr(), "error: {what}\n\n{HELP}");
+    ExitCode::from(2)
 }

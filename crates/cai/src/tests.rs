@@ -324,7 +324,7 @@ fn a_label_is_the_mean_over_orders_and_principles() {
         };
         leads.push((share("one", "two") - share("two", "one")) / 2.0);
     }
-    let expected = 0.5 + (leads[0] + leads[1]) / 2.0;
+    let expected = 0.5 + f64::midpoint(leads[0], leads[1]);
     let mut pairs = [pair(0, ["one", "two"])];
     Judge::new(&plan, &decoder).unwrap().label(&mut pairs, 1).unwrap();
     let label = pairs[0].probability.unwrap();

@@ -57,7 +57,7 @@ pub(crate) fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     let after = Answers::of(ctx, &plan, &decoder)?;
     match (before, after) {
         (Some(before), Some(after)) => {
-            results.extend(compare(ctx, &plan, &before, &after, device)?)
+            results.extend(compare(ctx, &plan, &before, &after, device)?);
         }
         _ => ctx.run_dir.remove_samples()?,
     }

@@ -151,7 +151,7 @@ mod tests {
         let at = |n: u32| f64::from(n.wrapping_mul(2_654_435_761)) / f64::from(u32::MAX);
         for case in 0..2_000 {
             let verdicts: Vec<(f64, f64)> =
-                (0..1 + case % 5).map(|n| (at(case * 11 + n), at(case * 7 + 3 * n + 1))).collect();
+                (0..=case % 5).map(|n| (at(case * 11 + n), at(case * 7 + 3 * n + 1))).collect();
             let swapped: Vec<(f64, f64)> = verdicts.iter().map(|(x, y)| (*y, *x)).collect();
             let (label, other) = (preference_label(&verdicts), preference_label(&swapped));
             assert!((0.0..=1.0).contains(&label));

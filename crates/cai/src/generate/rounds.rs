@@ -186,7 +186,7 @@ fn nothing() -> Response {
 }
 
 /// The demonstrations that come first, in the conversation's language where there are some.
-fn shown<'c>(plan: &'c Plan, language: Language) -> impl Iterator<Item = &'c Demonstration> {
+fn shown(plan: &Plan, language: Language) -> impl Iterator<Item = &Demonstration> {
     let examples = &plan.principles.constitution.examples;
     let own = examples.iter().filter(move |example| example.language == language);
     let others = examples.iter().filter(move |example| example.language != language);
@@ -208,6 +208,9 @@ fn beginning(plan: &Plan, one: &Open<'_>) -> Vec<Message> {
     messages
 }
 
+/// A conversation up to the request of a critique, and the critique.
+type Criticised = (Vec<Message>, String);
+
 /// Has the live talks' answers criticised. A talk in which no problem is found, or no room is left, ends.
 fn criticise(
     cast: &mut Cast<'_>,
@@ -216,7 +219,7 @@ fn criticise(
     drawn: &[usize],
     round: usize,
     seed: u64,
-) -> anyhow::Result<Vec<Option<(Vec<Message>, String)>>> {
+) -> anyhow::Result<Vec<Option<Criticised>>> {
     let settings = &plan.config.generate;
     let constitution = &plan.principles.constitution;
     let (mut turns, mut of) = (Vec::new(), Vec::new());
@@ -234,7 +237,7 @@ fn criticise(
         of.push(index);
     }
     let said = cast.critic.say(&turns, settings.critiques)?;
-    let mut critiques: Vec<Option<(Vec<Message>, String)>> = open.iter().map(|_| None).collect();
+    let mut critiques: Vec<Option<Criticised>> = open.iter().map(|_| None).collect();
     for ((index, turn), said) in of.into_iter().zip(turns).zip(said) {
         let one = &mut open[index];
         let Some(said) = said else {
@@ -268,7 +271,7 @@ fn revise(
     plan: &Plan,
     open: &mut [Open<'_>],
     drawn: &[usize],
-    critiques: Option<Vec<Option<(Vec<Message>, String)>>>,
+    critiques: Option<Vec<Option<Criticised>>>,
     round: usize,
     seed: u64,
 ) -> anyhow::Result<()> {

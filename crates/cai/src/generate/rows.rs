@@ -63,7 +63,7 @@ pub(crate) fn write(ctx: &mut Context, plan: &Plan, talks: &[Talk]) -> anyhow::R
     }
     writer.finish()?;
     let Counts { rows, unfinished, short, unfit } = counts;
-    println!(
+    tell!(
         "{rows} rows to train on; left out: {unfinished} unfinished, {short} too short, {unfit} that fit no row"
     );
     Ok(Results::from_iter([

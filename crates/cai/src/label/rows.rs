@@ -130,10 +130,11 @@ pub(crate) fn write(ctx: &mut Context, plan: &Plan, pairs: &[Pair]) -> anyhow::R
     }
     let rows = [train.finish()?.rows, validation.finish()?.rows];
     let Counts { same, unfinished, undecided, unfit } = counts;
-    println!(
+    tell!(
         "{} pairs to train on, {} held out; left out: {same} without a verdict, {unfinished} unfinished, {undecided} \
          undecided, {unfit} that fit no row",
-        rows[0], rows[1]
+        rows[0],
+        rows[1]
     );
     Ok(Results::from_iter([
         ("train".to_owned(), json!(rows[0])),

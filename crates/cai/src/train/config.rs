@@ -105,7 +105,7 @@ impl StageConfig for Config {
             format_args!("must be at least 0 and below 1, got {share}"),
         );
         problems.check(
-            (*share > 0.0) == !helpful.is_empty(),
+            (*share > 0.0) != helpful.is_empty(),
             "mix.helpful_share",
             "goes together with mix.helpful: give both or neither",
         );

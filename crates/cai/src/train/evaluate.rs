@@ -7,7 +7,7 @@ use artifact::rows::{Cell, Column, Kind, TableWriter};
 use data::batch::Branches;
 use model::generate::{Request, Sampling};
 use model::{Decoder, LoadOptions};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 use stage::{Context, Progress, Results};
 use tch::Device;
 use training::branches;
@@ -165,15 +165,12 @@ pub(crate) fn compare(
     for (name, before, after) in rows.iter().filter(|row| row.1.is_some()) {
         let _ = writeln!(table, "| {name} | {} | {} |", cell(*before), cell(*after));
     }
-    print!("{table}");
+    tell!("{}", table.trim_end());
     ctx.metrics.text("before and after", 0, &table)?;
     let changed = write_samples(ctx, plan, before, after)?;
-    let side = |pick: fn(&(&str, Option<f64>, Option<f64>)) -> Option<f64>| -> Map<String, Value> {
-        rows.iter().map(|row| (row.0.to_owned(), json!(pick(row)))).collect()
-    };
     Ok(Map::from_iter([
-        ("before".to_owned(), Value::Object(side(|row| row.1))),
-        ("after".to_owned(), Value::Object(side(|row| row.2))),
+        ("before".to_owned(), rows.iter().map(|row| (row.0.to_owned(), json!(row.1))).collect()),
+        ("after".to_owned(), rows.iter().map(|row| (row.0.to_owned(), json!(row.2))).collect()),
         ("changed_answers".to_owned(), json!(changed)),
     ]))
 }
@@ -218,7 +215,7 @@ fn write_samples(
         ])?;
         if old != new {
             if changed < preview {
-                println!("    {:?}\n      before  {old:?}\n      after   {new:?}", asked.text());
+                tell!("    {:?}\n      before  {old:?}\n      after   {new:?}", asked.text());
                 let cell = |text: &str| text.replace('|', "\\|").replace('\n', "<br>");
                 let _ =
                     writeln!(shown, "| {} | {} | {} |", cell(asked.text()), cell(old), cell(new));
