@@ -64,7 +64,7 @@ impl<F: Form> Parts<F> {
             parts.done.push(path);
         }
         if parts.rows > 0 {
-            tracing::info!("goes on behind {} prompts", parts.rows);
+            tracing::info!("goes on from {}, {} prompts done", parts.dir.display(), parts.rows);
         }
         Ok(parts)
     }

@@ -204,7 +204,7 @@ fn another_config_does_not_go_on_where_one_was_killed() {
         )
         .unwrap();
     let end = stage("cai generate", dir).args(sets(&small)).succeed().unwrap();
-    assert!(end.stderr.contains("goes on behind"), "{end}");
+    assert!(end.stderr.contains("goes on from cai-generate/checkpoints, "), "{end}");
     let fresh = FINISHED.join("cai-generate/data/revisions.parquet");
     assert!(
         fs_err::read(run.join("data/revisions.parquet")).unwrap() == fs_err::read(fresh).unwrap()

@@ -153,8 +153,8 @@ fn training_on_revisions_killed_at_random_ends_with_the_same_bits() {
     survives_kills(&Victim {
         name: "cai train",
         reads: &["data", "sft", "cai-generate"],
-        settings: &["train.steps=80", "train.checkpoint.every_steps=2"],
-        kills: FEW_KILLS,
+        settings: &["train.steps=160", "train.checkpoint.every_steps=2", "eval.max_prompts=2"],
+        kills: KILLS,
     });
 }
 
