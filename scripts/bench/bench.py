@@ -32,8 +32,8 @@ def parse():
     parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="default 3")
     parser.add_argument(
         "--steps", type=positive, metavar="N",
-        help=f"steps of a training run or updates of ppo (at least {LEAST_STEPS}), calls of a generate run; default: "
-        "each case's own",
+        help=f"steps of a training run or updates of ppo (at least {LEAST_STEPS}), calls of a generate run, prompts of "
+        "cai's peer; default: each case's own",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=positive, default=machine.cores(), metavar="N", help="default: all cores")

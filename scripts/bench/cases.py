@@ -9,9 +9,11 @@ ROLLOUT_PROMPTS = 2048
 PROMPT_TOKENS = 64
 GENERATE_ROWS = 32
 EPISODES = 32
+# Of our side; the peer's are a case's steps.
+CAI_PROMPTS = 256
 
-UNITS = {"start-up": "s", "reward": "pairs/s", "ppo": "episodes/s"}
-DATA_SETS = {"pretrain": "pretrain", "reward": "preference", "ppo": "prompts"}
+UNITS = {"start-up": "s", "reward": "pairs/s", "ppo": "episodes/s", "cai": "responses/s"}
+DATA_SETS = {"pretrain": "pretrain", "reward": "preference", "ppo": "prompts", "cai": "prompts"}
 
 MODELS = {
     "tiny": {
@@ -42,8 +44,8 @@ class Peer:
 @dataclass(frozen=True)
 class Case:
     """One line of the comparison. `batch` is the key and value of our `train.batch_size`; `steps` are optimiser steps,
-    of which the first `skip` are not timed, updates of ppo, or calls of generate. Without `all_rows` a run is one epoch
-    of few rows."""
+    of which the first `skip` are not timed, updates of ppo, calls of generate, or prompts of cai's peer. Without
+    `all_rows` a run is one epoch of few rows."""
 
     name: str
     task: str
@@ -149,6 +151,20 @@ def ppo(precision):
     )
 
 
+def cai(precision):
+    new_tokens = 32
+    loop = Peer("loop of model.generate", "cai", ("--batch", "1", "--new", str(new_tokens)))
+    about = (
+        f"constitutional AI: answer, critique and revision, prompts of {PROMPT_TOKENS - 1} tokens in the chat template, "
+        f"{new_tokens} new ones a turn, temperatures 0.7, 0.3 and 0.5; ours of {CAI_PROMPTS} prompts together, the "
+        "peer's one prompt at a time"
+    )
+    return Case(
+        task="cai", about=about, peers=(loop,), steps=64, new_tokens=new_tokens,
+        **by_precision("cai", "tiny", precision),
+    )
+
+
 UNPACKED = Case(
     name="sft-unpacked-tiny-fp32", task="sft",
     about="fine-tuning, 8 sequences a step, one epoch; peer without packing, rows grouped by length",
@@ -187,6 +203,8 @@ CASES = (
     reward("bf16"),
     ppo("fp32"),
     ppo("bf16"),
+    cai("fp32"),
+    cai("bf16"),
     DATA_PREP,
     START_UP,
 )

@@ -9,11 +9,15 @@ import shutil
 
 import ours
 from cases import MODELS, PREFERENCE_ROWS, PROMPT_TOKENS, ROLLOUT_PROMPTS, SFT_ROWS
-from paths import CORPUS, TEXT, TOKENIZER, model_dir, text_of
+from paths import CONSTITUTION, CORPUS, TEXT, TOKENIZER, model_dir, text_of
 
 SEED = 1
 CORPUS_BYTES = 20_000_000
 PRETRAIN_DOCUMENTS = 3000
+# Of the constitution.
+PHRASES = {"no_problem": "No problem found", "refusals": "I will not help"}
+PRINCIPLES = 4
+REQUEST_WORDS = 12
 # What ppo's reward model is trained on, in one step.
 SCORE_MODEL_SET = "preference-8"
 # Raise it when the text changes, so that what an earlier version wrote is written anew.
@@ -97,6 +101,24 @@ def prompt_rows():
         yield {"prompt": " ".join(words)}
 
 
+def principle(writer, number):
+    """A principle whose texts are of the words of sft, as long as such requests tend to be."""
+    lines = [f'[[principles]]\nid = "p{number}"\n']
+    for key in ("critique", "revision", "comparison"):
+        text = ours.quoted(writer.text(REQUEST_WORDS, 0, REQUEST_WORDS, REQUEST_WORDS))
+        lines.append(f"{key} = {{ en = {text}, ko = {text} }}\n")
+    return "".join(lines)
+
+
+def write_constitution():
+    """Random weights never say `No problem found`, so every conversation has its critique and its revision."""
+    writer = Writer(SEED + 1)
+    writer.random.seed(SEED + 3)
+    head = [f'{key} = {{ en = ["{phrase}"], ko = ["{phrase}"] }}\n' for key, phrase in PHRASES.items()]
+    principles = [principle(writer, number) for number in range(1, PRINCIPLES + 1)]
+    CONSTITUTION.write_text("\n".join(['name = "bench"\n' + "".join(head), *principles]))
+
+
 def write_text():
     """Writes the text unless it is there as these constants make it."""
     stamp = TEXT / "version.json"
@@ -129,9 +151,10 @@ def prepare(cases, machine):
     counts = ours.make_token_sets({data_set: text_of(data_set) for data_set in sets}, machine)
     for model in {case.model for case in cases}:
         ours.make_model(model_dir(model), MODELS[model] | special_ids(), machine)
-    if ppo_models:
+    if any(case.data_set == "prompts" for case in cases):
         write_rows("prompts", prompt_rows())
         counts |= ours.make_prompts(text_of("prompts"), machine)
+        write_constitution()
     for model in ppo_models:
         ours.make_score_model(model, SCORE_MODEL_SET, machine)
     return counts

@@ -7,9 +7,10 @@ import statistics
 from dataclasses import dataclass
 
 import process
-from cases import EPISODES, GENERATE_ROWS, PROMPT_TOKENS
+from cases import CAI_PROMPTS, EPISODES, GENERATE_ROWS, PROMPT_TOKENS
 from paths import (
-    BINARIES, CORPUS, PREPARED, PREPARED_PROMPTS, PROMPTS, TOKENIZER, WORK, model_dir, score_model_dir, train_file,
+    BINARIES, CONSTITUTION, CORPUS, PREPARED, PREPARED_PROMPTS, PROMPTS, TOKENIZER, WORK, model_dir, score_model_dir,
+    train_file,
 )
 
 # A stage's line on stderr after its first step, where that is no terminal.
@@ -20,6 +21,7 @@ PPO_MICRO_BATCH_TOKENS = 2048
 # What a task runs besides bench and data-prep; the last is measured.
 PROGRAMS = {
     "sft": ("sft",), "start-up": ("sft",), "pretrain": ("pretrain",), "reward": ("reward",), "ppo": ("reward", "ppo"),
+    "cai": ("cai",),
 }
 # What a case counts, in a stage's metrics.
 COUNTERS = {"tokens": "num_tokens", "pairs": "num_pairs", "episodes": "episode"}
@@ -74,6 +76,24 @@ optimizer = {{ learning_rate = 3e-6, weight_decay = 0.01, max_grad_norm = 1.0 }}
 schedule.constant.warmup_steps = 10
 """
 
+CAI_CONFIG = """\
+model.path = {model}
+constitution.path = {constitution}
+prompts = {{ files = [{prompts}], max_prompts = {count} }}
+
+[generate]
+rounds = 1
+critique = true
+initial = {{ temperature = 0.7, max_new_tokens = {new_tokens} }}
+critiques = {{ temperature = 0.3, max_new_tokens = {new_tokens} }}
+revisions = {{ temperature = 0.5, max_new_tokens = {new_tokens} }}
+batch_prompts = {count}
+batch_rows = {count}
+precision = {precision}
+"""
+# How its conversations may end.
+CAI_ENDS = {"all rounds held", "blank revision"}
+
 TOKEN_SET_CONFIG = """
 [datasets.{name}]
 kind = {kind}
@@ -107,13 +127,15 @@ def quoted(value):
 
 
 def stage(program, config, machine, **options):
-    """Runs a stage with a config that lacks seed and run directory; returns that directory and the finished process."""
-    out = WORK / "ours" / program
+    """Runs a stage with a config that lacks seed and run directory; returns that directory and the finished process.
+    `program` is its name, with a command where it has some."""
+    name, *word = program.split()
+    out = WORK / "ours" / "-".join([name, *word])
     shutil.rmtree(out, ignore_errors=True)
     file = out.with_suffix(".toml")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f"seed = 1\nout = {quoted(out)}\n{config}")
-    command = [BINARIES / program, "--config", file]
+    command = [BINARIES / name, *word, "--config", file]
     if program != "data-prep":
         command += ["--device", machine.name]
     return out, process.run(command, machine.environment(), **options)
@@ -188,6 +210,23 @@ def generate(case, machine):
     rates = results["tokens_per_s"]
     peak = results.get("peak_memory_bytes") if machine.device == "cuda" else finished.peak_bytes
     return {"value": statistics.median(rates), "rates": rates, "peak_bytes": peak}
+
+
+def cai(case, machine):
+    """Runs cai generate, whose clock starts when the model is loaded."""
+    config = CAI_CONFIG.format(
+        model=quoted(model_dir(case.model)), constitution=quoted(CONSTITUTION), prompts=quoted(PROMPTS),
+        count=CAI_PROMPTS, new_tokens=case.new_tokens, precision=quoted(case.precision),
+    )
+    run, finished = stage("cai generate", config, machine)
+    manifest = manifest_of(run)
+    shutil.rmtree(run)
+    found = manifest["results"]
+    if not found["stopped"].keys() <= CAI_ENDS:
+        raise process.Failed(f"conversations ended early: {found['stopped']}")
+    peak = found["peak_memory_bytes"] if machine.device == "cuda" else finished.peak_bytes
+    results = {"value": found["responses_per_second"], "responses": found["responses"], "peak_bytes": peak}
+    return results | {"versions": {"libtorch": manifest["versions"]["libtorch"]}}
 
 
 def data_prep(_case, machine):
@@ -283,5 +322,5 @@ def bench(machine, *arguments):
 
 RUN = {
     "sft": train, "start-up": train, "pretrain": train, "reward": train, "ppo": ppo, "generate": generate,
-    "data-prep": data_prep,
+    "cai": cai, "data-prep": data_prep,
 }

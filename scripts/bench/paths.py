@@ -9,6 +9,7 @@ WORK = ROOT / "runs" / "bench"
 
 TEXT = WORK / "text"
 CORPUS = TEXT / "corpus.txt"
+CONSTITUTION = TEXT / "constitution.toml"
 PREPARED = WORK / "prepared"
 TOKENIZER = PREPARED / "tokenizer"
 PREPARED_PROMPTS = WORK / "prepared-prompts"

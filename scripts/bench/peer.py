@@ -15,6 +15,7 @@ import tempfile
 import time
 from importlib.metadata import version
 
+from peer_cai import run_cai
 from peer_common import load_model, load_tokenizer, wait
 from peer_rlhf import run_ppo, run_reward
 from peer_training import run_pretrain, run_sft, run_tutorial
@@ -79,22 +80,25 @@ def parse():
     parser.add_argument("task", choices=sorted(TASKS))
     parser.add_argument("--model", required=True, help="model directory; data-prep needs only its tokenizer")
     parser.add_argument("--score-model", help="ppo: model directory of what scores and of where the value starts")
+    parser.add_argument("--constitution", help="cai: TOML with principles and no_problem, in English")
     parser.add_argument(
         "--data",
         help="JSON Lines with prompt, and completion or chosen and rejected; text for pretrain and data-prep",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--steps", type=int, default=10, help="optimiser steps; ppo: updates; generate: timed calls")
+    parser.add_argument(
+        "--steps", type=int, default=10, help="optimiser steps; ppo: updates; generate: timed calls; cai: prompts"
+    )
     parser.add_argument("--skip", type=int, default=2, help="first steps that are not timed")
-    parser.add_argument("--batch", type=int, default=8, help="sequences in a forward pass")
+    parser.add_argument("--batch", type=int, default=8, help="sequences in a forward pass; cai: prompts at a time")
     parser.add_argument("--accumulate", type=int, default=1, help="forward passes in a step")
     parser.add_argument("--packing", choices=["bfd", "wrapped", "none"], default="none")
     parser.add_argument("--own-loss", action="store_true", help="the model's own loss instead of TRL's")
     parser.add_argument("--group-by-length", action="store_true")
     parser.add_argument("--cache", choices=["dynamic", "static"], default="dynamic")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
-    parser.add_argument("--new", type=int, default=128, help="tokens generated after each prompt")
+    parser.add_argument("--new", type=int, default=128, help="tokens generated after each prompt; cai: the most")
     parser.add_argument("--processes", type=int, default=1)
     return parser.parse_args()
 
@@ -106,6 +110,7 @@ TASKS = {
     "reward": run_reward,
     "ppo": run_ppo,
     "generate": run_generate,
+    "cai": run_cai,
     "data-prep": run_data_prep,
 }
 

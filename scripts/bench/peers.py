@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import process
-from paths import CORPUS, WORK, model_dir, score_model_dir, text_of
+from paths import CONSTITUTION, CORPUS, WORK, model_dir, score_model_dir, text_of
 
 SCRIPT = Path(__file__).with_name("peer.py")
 # peer.py says so on stderr when the first step is done.
@@ -43,6 +43,8 @@ def command(case, peer, machine):
         return [*words, "--data", CORPUS, "--processes", machine.threads]
     if case.task == "generate":
         return words
+    if case.task == "cai":
+        words += ["--constitution", CONSTITUTION]
     if case.task == "ppo":
         words += ["--score-model", score_model_dir(case.model)]
     return [*words, "--data", text_of(case.data_set)]

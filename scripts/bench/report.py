@@ -18,12 +18,13 @@ PARTS_HEAD = f"""\
 | case | {' | '.join(f'{part} s' for part in PPO_PARTS)} |
 |---|{'---|' * len(PPO_PARTS)}"""
 NOTES = """\
-In tokens/s but for start-up, in seconds, reward, in pairs/s, and ppo, in episodes/s. Tokens/s count real tokens, never
-padding; the ratio of start-up is peer / ours, so that above 1 always means that temper is faster. In bold: the ratio to
-the fastest peer of a case. Training is timed from the end of step 2 (ppo: of the first update) to the end of the last
-step, by the clock, loading of data included. The bound is what the matrix products of the model's shapes alone would
-allow at the rate measured for them in the same round; it counts the output layer for every token, where fine-tuning
-needs it only for completions, so a share may exceed 1. It has no shape for reward and ppo.
+In tokens/s but for start-up, in seconds, reward, in pairs/s, ppo, in episodes/s, and cai, in responses/s: answers,
+critiques and revisions, timed without the loading of the model. Tokens/s count real tokens, never padding; the ratio of
+start-up is peer / ours, so that above 1 always means that temper is faster. In bold: the ratio to the fastest peer of a
+case. Training is timed from the end of step 2 (ppo: of the first update) to the end of the last step, by the clock,
+loading of data included. The bound is what the matrix products of the model's shapes alone would allow at the rate
+measured for them in the same round; it counts the output layer for every token, where fine-tuning needs it only for
+completions, so a share may exceed 1. It has no shape for reward, ppo and cai.
 
 `TRL as shipped` has TRL's defaults for all but packing, batch size and gradient checkpointing, which is on by default
 and would only cost it time. `own loss` takes the model's own loss in place of TRL's, which computes the output layer in
@@ -31,7 +32,8 @@ chunks and entropy and accuracy at every step: the same gradients, faster on a C
 blocks; `bfd 1 × 8` fits whole rows into blocks and puts one block at a time through the model, eight a step.
 `RewardTrainer, by length` starts with the longest rows, in steps that are not timed, which leaves it pairs a tenth
 shorter than the others'. `PPOTrainer` is experimental and in no later TRL than 1.12; its bf16 is that of `accelerate
-launch --mixed_precision bf16`, which reaches only its optimiser steps. All responses have their full length."""
+launch --mixed_precision bf16`, which reaches only its optimiser steps. All its responses have their full length; of
+cai's one in a hundred ends early, on both sides."""
 
 
 class Runs:

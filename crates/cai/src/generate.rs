@@ -7,9 +7,11 @@ pub(crate) mod rounds;
 mod rows;
 pub(crate) mod talks;
 
+use std::time::Instant;
+
 use serde_json::{Map, json};
 use stage::{Context, Info, Progress, Results};
-use training::stage_run::find_device;
+use training::stage_run::{find_device, sizes};
 
 use crate::parts::Parts;
 use crate::shared::record;
@@ -50,24 +52,40 @@ pub(crate) fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
         },
     };
     let mut parts = Parts::open(ctx, Talks { rounds: settings.rounds }, &["preview", "rows"])?;
+    let rate = hold_rest(ctx, &plan, &mut cast, &mut parts)?;
+    let talks = parts.merge(&ctx.run_dir.data_dir().join("revisions.parquet"))?;
+    let made = rows::write(ctx, &plan, &talks)?;
+    let mut results = summary(&plan, &talks);
+    results.insert("responses_per_second".to_owned(), json!(rate));
+    results.extend(sizes(&model));
+    results.extend(made);
+    Ok(results)
+}
+
+/// Holds the conversations that are not on disk yet. Returns how many turns a second the models took; nothing where none
+/// was left to take.
+fn hold_rest(
+    ctx: &Context,
+    plan: &Plan,
+    cast: &mut Cast<'_>,
+    parts: &mut Parts<Talks>,
+) -> anyhow::Result<Option<f64>> {
     let total = plan.prompts.len();
     let progress = Progress::new("prompts", Some(total as u64));
+    let (started, mut responses) = (Instant::now(), 0);
     let mut first = parts.rows();
     progress.set_position(first as u64);
     while first < total {
         ctx.check_interrupt()?;
-        let end = (first + settings.batch_prompts).min(total);
-        let talks = hold(&mut cast, &plan, first..end, ctx.seed)?;
+        let end = (first + plan.config.generate.batch_prompts).min(total);
+        let talks = hold(cast, plan, first..end, ctx.seed)?;
         parts.add(&talks)?;
+        responses += talks.iter().map(Talk::responses).sum::<usize>();
         first = end;
         progress.set_position(first as u64);
     }
     progress.finish();
-    let talks = parts.merge(&ctx.run_dir.data_dir().join("revisions.parquet"))?;
-    let made = rows::write(ctx, &plan, &talks)?;
-    let mut results = summary(&plan, &talks);
-    results.extend(made);
-    Ok(results)
+    Ok((responses > 0).then(|| responses as f64 / started.elapsed().as_secs_f64()))
 }
 
 /// What the manifest says of the conversations, and the terminal.

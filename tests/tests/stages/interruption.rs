@@ -58,10 +58,15 @@ fn survives_kills(victim: &Victim<'_>) {
         std::env::var("TEMPER_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(kills);
     let run = dir.join("killed");
     let (mut resumed, mut half_written, mut ended) = (0, 0, None);
-    for moment in moments(kills) {
+    for (kill, moment) in moments(kills).enumerate() {
         let mut running = command("killed").start().unwrap();
-        // Anywhere in its start or in its share of the run.
-        sleep((start + rest / kills as u32).mul_f64(moment));
+        if kill == 0 {
+            // Once for sure where there is something to go on from.
+            running.wait_until(|| checkpoints(&run) > 1).unwrap();
+        } else {
+            // Anywhere in its start or in its share of the run.
+            sleep((start + rest / kills as u32).mul_f64(moment));
+        }
         if running.ended().unwrap() {
             ended = Some(running.finish().unwrap());
             break;

@@ -399,7 +399,9 @@ pub(crate) fn results(run: &Path) -> Value {
 /// The same without what the clock and the machine decide.
 pub(crate) fn timeless_results(run: &Path) -> Value {
     let mut all = results(run);
-    let of_clock = |key: &str| ["tokens_per_second", "peak_memory_bytes"].contains(&key);
+    let of_clock = |key: &str| {
+        ["tokens_per_second", "responses_per_second", "peak_memory_bytes"].contains(&key)
+    };
     all.as_object_mut().unwrap().retain(|key, _| !of_clock(key));
     all
 }

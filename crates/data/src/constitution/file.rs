@@ -26,16 +26,27 @@ pub(super) struct File {
 
 /// The phrase by which a critique says that nothing is wrong, for files that have none.
 pub(super) fn no_problem() -> Localised<Vec<String>> {
-    phrases("No problem found", "문제가 없어요")
+    phrases(&["No problem found"], &["문제가 없어요"])
 }
 
-/// The phrase by which a response refuses, for files that have none.
+/// The phrases by which a response refuses, for files that have none.
 pub(super) fn refusals() -> Localised<Vec<String>> {
-    phrases("I will not help", "도울 수 없어요")
+    phrases(
+        &[
+            "I will not help",
+            "I can't help",
+            "I cannot help",
+            "I can't assist",
+            "I cannot assist",
+            "I'm sorry, but I",
+        ],
+        &["도울 수 없어요", "도울 수 없습니다", "도와드릴 수 없어요", "도와드릴 수 없습니다"],
+    )
 }
 
-fn phrases(en: &str, ko: &str) -> Localised<Vec<String>> {
-    Localised { en: vec![en.to_owned()], ko: vec![ko.to_owned()] }
+fn phrases(en: &[&str], ko: &[&str]) -> Localised<Vec<String>> {
+    let owned = |list: &[&str]| list.iter().map(|phrase| (*phrase).to_owned()).collect();
+    Localised { en: owned(en), ko: owned(ko) }
 }
 
 impl File {
