@@ -34,6 +34,9 @@ pub(crate) fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     if let Some(feedback) = &plan.feedback {
         ctx.input("feedback", &feedback.dir)?;
     }
+    if let Some(second) = &plan.second {
+        ctx.input("second", &second.dir)?;
+    }
     ctx.input("constitution", &plan.config.constitution.path)?;
     record(ctx, "prompts", &plan.config.prompts.files)?;
     ctx.start()?;
@@ -44,6 +47,14 @@ pub(crate) fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     let feedback = feedback.transpose()?;
     let mut policy =
         Speaker::new(&plan.model, &model, &settings.stop_strings, settings.batch_rows)?;
+    let second = plan.second.as_ref().map(|source| source.load(device, settings.precision));
+    let second = second.transpose()?;
+    let mut second = match (&plan.second, &second) {
+        (Some(source), Some(decoder)) => {
+            Some(Speaker::new(source, decoder, &settings.stop_strings, settings.batch_rows)?)
+        }
+        _ => None,
+    };
     let judge_model = feedback.as_ref().unwrap_or(&model);
     let mut judge = Judge::new(&plan, judge_model)?;
     let mut parts = Parts::open(ctx, Pairs, &["preview", "rows"])?;
@@ -54,7 +65,7 @@ pub(crate) fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     while first < total {
         ctx.check_interrupt()?;
         let end = (first + settings.batch_prompts).min(total);
-        let mut pairs = sample(&mut policy, &plan, first..end, ctx.seed)?;
+        let mut pairs = sample(&mut policy, second.as_mut(), &plan, first..end, ctx.seed)?;
         judge.label(&mut pairs, ctx.seed)?;
         parts.add(&pairs)?;
         first = end;

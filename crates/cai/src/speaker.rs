@@ -60,6 +60,19 @@ impl Source {
         Some(Self { dir, tokenizer, template, config })
     }
 
+    /// As [`find`](Self::find) where a table is there; `None` where it is and cannot be used.
+    #[expect(clippy::option_option, reason = "not asked for, and not found, are two things")]
+    pub(crate) fn find_if(
+        key: &str,
+        table: Option<&ModelTable>,
+        problems: &mut Problems,
+    ) -> Option<Option<Self>> {
+        match table {
+            Some(table) => Self::find(key, table, problems).map(Some),
+            None => Some(None),
+        }
+    }
+
     /// Reads the weights, to answer and not to train.
     ///
     /// # Errors
@@ -89,6 +102,7 @@ impl Source {
 }
 
 /// A turn that is asked for.
+#[derive(Clone)]
 pub(crate) struct Turn {
     pub(crate) messages: Vec<Message>,
     /// Decides the random numbers.

@@ -100,6 +100,7 @@ impl Yard {
         );
         merge(&mut table, own.parse().unwrap());
         table.remove("feedback");
+        table.remove("second");
         merge(&mut table, more.replace("AT", &at.to_string()).parse().unwrap());
         let config: C = toml::Value::Table(table).try_into().unwrap();
         let paths = Paths { config: "cai.toml".into(), out: "run".into() };

@@ -155,6 +155,22 @@ fn labels_are_soft_and_train_a_reward_model() {
 }
 
 #[test]
+fn the_second_answer_may_be_another_models() {
+    let yard = yard(&["data", "sft", "cai-train"]);
+    let settings = ["second={path=\"sft\"}"];
+    stage("cai label", yard.path()).args(sets(&settings)).args(["--out", "two"]).succeed().unwrap();
+    let run = yard.path().join("two");
+    assert_eq!(roles(&run), ["model", "feedback", "second", "constitution", "prompts"]);
+    let both = |run: &Path| texts(&run.join("data/labels.parquet"), &["response_a", "response_b"]);
+    let (alone, two) = (both(&FINISHED.join("cai-label")), both(&run));
+    let column = |rows: &[Vec<Option<String>>], at: usize| -> Vec<Option<String>> {
+        rows.iter().map(|row| row[at].clone()).collect()
+    };
+    assert_eq!(column(&alone, 0), column(&two, 0), "the first answers are the model's in both");
+    assert_ne!(column(&alone, 1), column(&two, 1));
+}
+
+#[test]
 fn demonstrations_and_another_critic_change_what_is_said() {
     let yard = yard(&["data", "sft", "pretrain"]);
     let dir = yard.path();

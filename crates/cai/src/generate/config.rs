@@ -146,12 +146,9 @@ impl StageConfig for Config {
             );
         }
         let model = Source::find("model", &self.model, &mut problems);
-        let critic = self.critic.as_ref().map(|table| Source::find("critic", table, &mut problems));
-        let (Some(model), Some(principles)) = (model, principles) else { return Err(problems) };
-        let critic = match critic {
-            Some(None) => return Err(problems),
-            Some(found) => found,
-            None => None,
+        let critic = Source::find_if("critic", self.critic.as_ref(), &mut problems);
+        let (Some(model), Some(principles), Some(critic)) = (model, principles, critic) else {
+            return Err(problems);
         };
         let tokens = |asked: &Asked| model.ids(&asked.messages, "").map(|ids| ids.len());
         let limits = (model.positions(), self.generate.initial.max_new_tokens);

@@ -23,6 +23,9 @@ pub(crate) struct Config {
     pub(crate) preview: usize,
     /// What answers.
     pub(crate) model: ModelTable,
+    /// What gives the second answer, such as the model from before; default: the model itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) second: Option<ModelTable>,
     /// What judges; default: the model itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) feedback: Option<ModelTable>,
@@ -82,6 +85,7 @@ pub(crate) struct Rows {
 pub(crate) struct Plan {
     pub(crate) config: Config,
     pub(crate) model: Source,
+    pub(crate) second: Option<Source>,
     pub(crate) feedback: Option<Source>,
     pub(crate) principles: Principles,
     pub(crate) prompts: Vec<Asked>,
@@ -135,13 +139,12 @@ impl StageConfig for Config {
         self.check(&mut problems);
         let principles = self.constitution.read(&mut problems);
         let model = Source::find("model", &self.model, &mut problems);
-        let feedback =
-            self.feedback.as_ref().map(|table| Source::find("feedback", table, &mut problems));
-        let (Some(model), Some(principles)) = (model, principles) else { return Err(problems) };
-        let feedback = match feedback {
-            Some(None) => return Err(problems),
-            Some(found) => found,
-            None => None,
+        let second = Source::find_if("second", self.second.as_ref(), &mut problems);
+        let feedback = Source::find_if("feedback", self.feedback.as_ref(), &mut problems);
+        let (Some(model), Some(principles), Some(second), Some(feedback)) =
+            (model, principles, second, feedback)
+        else {
+            return Err(problems);
         };
         let asked = self.label.principles_per_pair;
         let known = principles.chosen.len();
@@ -160,7 +163,15 @@ impl StageConfig for Config {
         let Some((prompts, left_out)) = self.prompts.read(tokens, limits, &mut problems) else {
             return Err(problems);
         };
-        problems.finish(Plan { config: self, model, feedback, principles, prompts, left_out })
+        problems.finish(Plan {
+            config: self,
+            model,
+            second,
+            feedback,
+            principles,
+            prompts,
+            left_out,
+        })
     }
 }
 
@@ -172,6 +183,9 @@ impl Describe for Plan {
             some => some,
         };
         let mut out = format!("model         {}\n", shown(&self.model.dir));
+        if let Some(second) = &self.second {
+            let _ = writeln!(out, "second        {}", shown(&second.dir));
+        }
         let _ = writeln!(out, "judge         {}", shown(&self.judge().dir));
         let _ = writeln!(
             out,

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use training::respond::sample_seed;
+use training::respond::{Response, sample_seed};
 
 use super::config::Plan;
+use crate::shared::Asked;
 use crate::speaker::{Speaker, Turn};
 
 /// Two answers to a prompt, and what was said of them.
@@ -34,33 +35,41 @@ impl Pair {
     }
 }
 
-/// Samples two answers to each of the prompts in `range`.
+/// Samples two answers to each of the prompts in `range`, the second by another model where there is one.
 ///
 /// # Errors
 /// The chat template's; logits that are not finite.
 pub(crate) fn sample(
     policy: &mut Speaker<'_>,
+    second: Option<&mut Speaker<'_>>,
     plan: &Plan,
     range: Range<usize>,
     seed: u64,
 ) -> anyhow::Result<Vec<Pair>> {
-    let turns: Vec<Turn> = range
-        .clone()
-        .flat_map(|number| [2 * number, 2 * number + 1])
-        .map(|episode| Turn {
-            messages: plan.prompts[episode / 2].messages.clone(),
-            seed: sample_seed(seed, episode as u64),
-        })
-        .collect();
-    let said = policy.say(&turns, plan.config.responses.sampling)?;
-    let mut said = said.into_iter().map(|said| {
+    // An answer's random numbers depend on the seed and its place among all, whoever gives it.
+    let turns = |place: usize| -> Vec<Turn> {
+        let turn = |number: usize| Turn {
+            messages: plan.prompts[number].messages.clone(),
+            seed: sample_seed(seed, (2 * number + place) as u64),
+        };
+        range.clone().map(turn).collect()
+    };
+    let manner = plan.config.responses.sampling;
+    let (first, other) = match second {
+        Some(second) => (policy.say(&turns(0), manner)?, second.say(&turns(1), manner)?),
+        None => {
+            let mut both = policy.say(&[turns(0), turns(1)].concat(), manner)?;
+            let other = both.split_off(range.len());
+            (both, other)
+        }
+    };
+    let text = |said: Option<Response>| {
         said.map_or((String::new(), false), |said| (said.text.trim().to_owned(), said.ended))
-    });
-    let mut pairs = Vec::with_capacity(range.len());
-    for number in range {
-        let (Some(first), Some(second)) = (said.next(), said.next()) else { break };
-        let asked = &plan.prompts[number];
-        pairs.push(Pair {
+    };
+    let pair = |(number, (first, second))| {
+        let asked: &Asked = &plan.prompts[number];
+        let (first, second) = (text(first), text(second));
+        Pair {
             number,
             prompt: asked.text().to_owned(),
             task: asked.row.task.clone(),
@@ -69,7 +78,7 @@ pub(crate) fn sample(
             principles: String::new(),
             probability: None,
             position_bias: None,
-        });
-    }
-    Ok(pairs)
+        }
+    };
+    Ok(range.clone().zip(first.into_iter().zip(other)).map(pair).collect())
 }
