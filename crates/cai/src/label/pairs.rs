@@ -55,13 +55,12 @@ pub(crate) fn sample(
         range.clone().map(turn).collect()
     };
     let manner = plan.config.responses.sampling;
-    let (first, other) = match second {
-        Some(second) => (policy.say(&turns(0), manner)?, second.say(&turns(1), manner)?),
-        None => {
-            let mut both = policy.say(&[turns(0), turns(1)].concat(), manner)?;
-            let other = both.split_off(range.len());
-            (both, other)
-        }
+    let (first, other) = if let Some(second) = second {
+        (policy.say(&turns(0), manner)?, second.say(&turns(1), manner)?)
+    } else {
+        let mut both = policy.say(&[turns(0), turns(1)].concat(), manner)?;
+        let other = both.split_off(range.len());
+        (both, other)
     };
     let text = |said: Option<Response>| {
         said.map_or((String::new(), false), |said| (said.text.trim().to_owned(), said.ended))
