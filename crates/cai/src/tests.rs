@@ -4,6 +4,7 @@ use std::path::Path;
 
 use artifact::RunDir;
 use artifact::prompts::{self, PromptRow};
+use data::constitution::Constitution;
 use data::tokenizer::{BpeOptions, Tokenizer};
 use model::{Decoder, Head, LoadOptions, ModelConfig, Precision};
 use serde_json::json;
@@ -23,7 +24,7 @@ const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{
 
 const CONSTITUTION: &str = r#"
 name = "small"
-no_problem = { en = ["e"], ko = ["이"] }
+no_problem = { en = ["a", "e", "o", "s", "t", "u", "w", "one"], ko = ["이", "만"] }
 refusals = { en = ["no"], ko = ["아니"] }
 [[principles]]
 id = "one"
@@ -49,6 +50,7 @@ impl Yard {
             "하나만 말해 주세요",
             "Which is better? (A) (B) The answer is (A)",
             "답은 (B)",
+            "QA QB QA QB QA QB QA QB QA QB QA QB",
         ];
         let options = BpeOptions { vocab_size: 320, ..BpeOptions::default() };
         let mut tokenizer =
@@ -142,13 +144,16 @@ const SMALL: &str = "[generate]\nrounds = 3\nprecision = \"fp32\"\ninitial = { t
 #[test]
 fn rounds_go_on_until_no_problem_is_found() {
     let yard = Yard::new();
+    let prompts: Vec<String> = (0..24).map(|n| format!("say {n}")).collect();
+    yard.prompts(&prompts.iter().map(String::as_str).collect::<Vec<_>>());
+    let constitution = Constitution::load(&yard.0.path().join("c.toml")).unwrap();
     let talks = yard.generate("a", SMALL);
-    assert_eq!(talks.len(), 6);
+    assert_eq!(talks.len(), 24);
     for talk in &talks {
         for (index, round) in talk.rounds.iter().enumerate() {
             let last = index + 1 == talk.rounds.len();
             let critique = round.critique.as_deref().unwrap();
-            let found_none = critique.to_lowercase().contains('e') || critique.contains('이');
+            let found_none = constitution.finds_no_problem(critique);
             assert_eq!(found_none, talk.stopped == Stopped::NoProblem && last, "{talk:?}");
             assert_eq!(
                 round.revision.is_none(),
@@ -339,11 +344,9 @@ fn a_letter_that_is_not_one_token_is_refused() {
     let table = ModelTable { path: yard.0.path().join("model"), tokenizer: None };
     let source = Source::find("model", &table, &mut problems).unwrap();
     letters(&source, "The answer is (").unwrap();
-    // "(A" and "(B" may each be one token, so that the letter changes the one before it; this one surely does.
-    let merged = letters(&source, "Which is better? (A) (B) The answer is (A) The");
-    if let Err(error) = merged {
-        assert!(error.to_string().contains("is not one token"), "{error}");
-    }
+    // QA is one token of this tokenizer, so that the letter changes what is before it.
+    let error = letters(&source, "The answer is Q").unwrap_err().to_string();
+    assert!(error.contains("behind \"The answer is Q\" the letter A is not one token"), "{error}");
 }
 
 #[test]

@@ -155,6 +155,41 @@ fn labels_are_soft_and_train_a_reward_model() {
 }
 
 #[test]
+fn thoughts_come_before_the_verdict_and_labels_are_clamped() {
+    let yard = yard(&["data", "sft", "cai-train"]);
+    let settings = [
+        "label.reasoning={temperature=1.0,max_new_tokens=8}",
+        "label.clamp=[0.49999,0.50001]",
+        "label.principles_per_pair=1",
+    ];
+    stage("cai label", yard.path())
+        .args(sets(&settings))
+        .args(["--out", "thought"])
+        .succeed()
+        .unwrap();
+    let labels = |run: &Path| -> Vec<f64> {
+        let columns = [column("probability", Kind::Float64)];
+        let all = rows(&run.join("data/labels.parquet"), &columns);
+        all.iter().filter_map(|row| row[0].as_f64()).collect()
+    };
+    let (thought, plain) =
+        (labels(&yard.path().join("thought")), labels(&FINISHED.join("cai-label")));
+    assert!(thought.iter().all(|label| (0.49999..=0.50001).contains(label)), "{thought:?}");
+    assert!(plain.iter().any(|label| !(0.49999..=0.50001).contains(label)));
+}
+
+#[test]
+fn a_reward_model_compares_too() {
+    let yard = yard(&["data", "sft", "reward", "cai-generate"]);
+    let settings = ["eval.reward_model=\"reward\"", "train.steps=4"];
+    stage("cai train", yard.path()).args(sets(&settings)).succeed().unwrap();
+    let found = results(&yard.path().join("cai-train"));
+    let scores = ["before", "after"].map(|side| found[side]["mean_score"].as_f64().unwrap());
+    assert!(scores.iter().all(|score| score.is_finite()) && scores[0] != scores[1], "{scores:?}");
+    assert!(results(&FINISHED.join("cai-train"))["before"].get("mean_score").is_none());
+}
+
+#[test]
 fn the_second_answer_may_be_another_models() {
     let yard = yard(&["data", "sft", "cai-train"]);
     let settings = ["second={path=\"sft\"}"];
