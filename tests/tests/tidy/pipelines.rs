@@ -38,16 +38,12 @@ fn every_stage_is_a_binary_and_every_arrow_is_in_its_config() {
         let stages = stages(&path);
         assert!(!stages.is_empty(), "{} has no stage", path.display());
         for stage in &stages {
-            let folder = if pipeline == "quickstart" {
-                "configs".into()
-            } else {
-                format!("configs/{pipeline}")
-            };
-            let config = format!("{folder}/{}.toml", stage.name);
-            if !root().join(&config).exists() {
-                complaints.push(format!("{}: {config} does not exist", path.display()));
+            let names = [format!("{pipeline}/{}", stage.name), stage.name.clone()];
+            let mut configs = names.into_iter().map(|name| format!("configs/{name}.toml"));
+            let Some(config) = configs.find(|config| root().join(config).exists()) else {
+                complaints.push(format!("{}: {} has no config", path.display(), stage.name));
                 continue;
-            }
+            };
             let source = text(&config);
             let values = source.lines().map(|line| line.split(" #").next().unwrap());
             let values: String =
@@ -85,6 +81,7 @@ struct Yard {
 const STAND_IN: &str = r#"#!/bin/bash
 set -euo pipefail
 name=${0##*/}
+[ "$1" = --config ] || { name="$name $1"; shift; }
 [ "$1 $3" = "--config --out" ] || { echo "unexpected arguments: $*" >&2; exit 2; }
 run=$4
 ! grep -q bad "$2" || exit 2
@@ -111,9 +108,12 @@ impl Yard {
             fs_err::copy(root().join(&file), yard.path(&file)).unwrap();
         }
         yard.program("bin/cargo", "#!/bin/sh\n");
-        for stage in ["data-prep", "pretrain", "sft", "reward", "ppo", "chat"] {
+        for stage in ["data-prep", "pretrain", "sft", "reward", "ppo", "cai", "chat"] {
             yard.program(&format!("target/release/{stage}"), STAND_IN);
             yard.write(&format!("configs/{stage}.toml"), "");
+        }
+        for config in ["helpful", "cai-generate", "cai-train", "constitution"] {
+            yard.write(&format!("configs/{config}.toml"), "");
         }
         yard
     }
@@ -180,13 +180,27 @@ impl Yard {
     }
 }
 
-const ALL: [&str; 5] =
-    ["data-prep data-prep", "pretrain pretrain", "sft sft", "reward reward", "ppo ppo"];
+const ALL: [&str; 8] = [
+    "data-prep data-prep",
+    "pretrain pretrain",
+    "sft sft",
+    "reward reward",
+    "ppo ppo",
+    "sft helpful",
+    "cai generate cai-generate",
+    "cai train cai-train",
+];
 
 #[test]
 fn make_runs_the_pipeline_in_order_once() {
     let yard = Yard::new();
-    assert_eq!(yard.ran(&["-j4"]), ALL);
+    let ran = yard.ran(&["-j4"]);
+    let place = |stage: &str| ran.iter().position(|line| line == stage);
+    assert_eq!(ran.len(), ALL.len(), "{ran:?}");
+    for path in [[0, 1, 2, 3, 4], [0, 1, 5, 6, 7]] {
+        let places = path.map(|at| place(ALL[at]).unwrap());
+        assert!(places.is_sorted(), "{ran:?}");
+    }
     assert_eq!(yard.ran(&[]), [""; 0]);
     assert_eq!(yard.ran(&["data-prep", "pretrain"]), [""; 0]);
     assert!(yard.path("runs/quickstart/sft/manifest.json").exists());
@@ -324,6 +338,7 @@ fn help_lists_every_target_in_a_line_each() {
     let mut wanted: Vec<&str> =
         phony.flat_map(str::split_whitespace).filter(|it| !internal.contains(it)).collect();
     wanted.extend(["data-prep", "pretrain", "sft", "reward", "ppo"]);
+    wanted.extend(["helpful", "cai-generate", "cai-train", "cai"]);
     assert_eq!(listed, wanted);
     assert!(
         output.lines().all(|line| line.split_whitespace().count() > 3),
