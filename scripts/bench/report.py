@@ -33,7 +33,7 @@ blocks; `bfd 1 × 8` fits whole rows into blocks and puts one block at a time th
 `RewardTrainer, by length` starts with the longest rows, in steps that are not timed, which leaves it pairs a tenth
 shorter than the others'. `PPOTrainer` is experimental and in no later TRL than 1.12; its bf16 is that of `accelerate
 launch --mixed_precision bf16`, which reaches only its optimiser steps. All its responses have their full length; of
-cai's one in a hundred ends early, on both sides."""
+cai's on our side one in a hundred ends early. cai's peer takes one prompt at a time; most of the lead is batching."""
 
 
 class Runs:
