@@ -10,7 +10,7 @@ pub(crate) mod talks;
 use std::time::Instant;
 
 use serde_json::{Map, json};
-use stage::{Context, Info, Progress, Results};
+use stage::{Context, Info, Results};
 use training::stage_run::{find_device, sizes};
 
 use crate::parts::Parts;
@@ -70,21 +70,12 @@ fn hold_rest(
     cast: &mut Cast<'_>,
     parts: &mut Parts<Talks>,
 ) -> anyhow::Result<Option<f64>> {
-    let total = plan.prompts.len();
-    let progress = Progress::new("prompts", Some(total as u64));
     let (started, mut responses) = (Instant::now(), 0);
-    let mut first = parts.rows();
-    progress.set_position(first as u64);
-    while first < total {
-        ctx.check_interrupt()?;
-        let end = (first + plan.config.generate.batch_prompts).min(total);
-        let talks = hold(cast, plan, first..end, ctx.seed)?;
-        parts.add(&talks)?;
+    parts.fill(ctx, plan.prompts.len(), plan.config.generate.batch_prompts, |range| {
+        let talks = hold(cast, plan, range, ctx.seed)?;
         responses += talks.iter().map(Talk::responses).sum::<usize>();
-        first = end;
-        progress.set_position(first as u64);
-    }
-    progress.finish();
+        Ok(talks)
+    })?;
     Ok((responses > 0).then(|| responses as f64 / started.elapsed().as_secs_f64()))
 }
 

@@ -8,7 +8,7 @@ pub(crate) mod pairs;
 mod rows;
 
 use serde_json::json;
-use stage::{Context, Info, Progress, Results};
+use stage::{Context, Info, Results};
 use training::stage_run::find_device;
 
 use crate::parts::Parts;
@@ -22,7 +22,7 @@ use rows::Pairs;
 pub(crate) const INFO: Info = Info {
     name: "cai label",
     about: "Samples two answers to each prompt and lets a model say, under the principles of a constitution, which is better.",
-    reads: "a model, prompt rows, a constitution; optionally another model that judges",
+    reads: "a model, prompt rows, a constitution; optionally other models that give the second answer and that judge",
     writes: "data/labels.parquet (prompt, both answers, probability), data/preferences/{train,validation}.parquet (pair rows for reward), tokenizer/, manifest.json",
     example: "cai label --config configs/cai-label.toml --set label.principles_per_pair=4",
 };
@@ -58,20 +58,11 @@ pub(crate) fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     let judge_model = feedback.as_ref().unwrap_or(&model);
     let mut judge = Judge::new(&plan, judge_model)?;
     let mut parts = Parts::open(ctx, Pairs, &["preview", "rows"])?;
-    let total = plan.prompts.len();
-    let progress = Progress::new("prompts", Some(total as u64));
-    let mut first = parts.rows();
-    progress.set_position(first as u64);
-    while first < total {
-        ctx.check_interrupt()?;
-        let end = (first + settings.batch_prompts).min(total);
-        let mut pairs = sample(&mut policy, second.as_mut(), &plan, first..end, ctx.seed)?;
+    parts.fill(ctx, plan.prompts.len(), settings.batch_prompts, |range| {
+        let mut pairs = sample(&mut policy, second.as_mut(), &plan, range, ctx.seed)?;
         judge.label(&mut pairs, ctx.seed)?;
-        parts.add(&pairs)?;
-        first = end;
-        progress.set_position(first as u64);
-    }
-    progress.finish();
+        Ok(pairs)
+    })?;
     let pairs = parts.merge(&ctx.run_dir.data_dir().join("labels.parquet"))?;
     let mut results = rows::write(ctx, &plan, &pairs)?;
     results.extend(summary(&plan, &pairs));

@@ -1,12 +1,13 @@
 //! Rows on disk: a file for each batch, so that a run that was stopped goes on behind the last one.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use artifact::rows::{Cell, Column, TableReader, TableWriter};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use stage::{Context, ErrorExt as _};
+use stage::{Context, ErrorExt as _, Progress};
 
 /// How rows lie in a table.
 pub(crate) trait Form {
@@ -69,9 +70,28 @@ impl<F: Form> Parts<F> {
         Ok(parts)
     }
 
-    /// Rows there are.
-    pub(crate) fn rows(&self) -> usize {
-        self.rows
+    /// Makes the rows from the first that is not on disk to the last of `total`, one of each prompt, in batches.
+    ///
+    /// # Errors
+    /// Those of `make`; the file system's; a signal.
+    pub(crate) fn fill(
+        &mut self,
+        ctx: &Context,
+        total: usize,
+        batch: usize,
+        mut make: impl FnMut(Range<usize>) -> anyhow::Result<Vec<F::Row>>,
+    ) -> anyhow::Result<()> {
+        let progress = Progress::new("prompts", Some(total as u64));
+        progress.set_position(self.rows as u64);
+        while self.rows < total {
+            ctx.check_interrupt()?;
+            let end = (self.rows + batch).min(total);
+            let rows = make(self.rows..end)?;
+            self.add(&rows)?;
+            progress.set_position(end as u64);
+        }
+        progress.finish();
+        Ok(())
     }
 
     fn path(&self, first: usize) -> PathBuf {
@@ -82,7 +102,7 @@ impl<F: Form> Parts<F> {
     ///
     /// # Errors
     /// The file system's.
-    pub(crate) fn add(&mut self, rows: &[F::Row]) -> anyhow::Result<()> {
+    fn add(&mut self, rows: &[F::Row]) -> anyhow::Result<()> {
         let path = self.path(self.rows);
         self.write(&path, rows)?;
         self.rows += rows.len();

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use artifact::tokens::TokenMeta;
 use data::encode::chat_prompt;
 use data::format::Message;
 use data::template::ChatTemplate;
@@ -9,7 +10,7 @@ use data::tokenizer::Tokenizer;
 use model::generate::{Request, Sampling};
 use model::{Decoder, LoadOptions, ModelConfig, Precision};
 use serde::{Deserialize, Serialize};
-use stage::Problems;
+use stage::{Context, Problems};
 use tch::Device;
 use training::respond::{Responder, Response, Stop};
 
@@ -79,6 +80,23 @@ impl Source {
     /// Files that cannot be read.
     pub(crate) fn load(&self, device: Device, precision: Precision) -> anyhow::Result<Decoder> {
         Ok(Decoder::load(&self.dir, &LoadOptions { device, precision, trainable: false })?)
+    }
+
+    /// Puts the tokenizer beside the rows that a run makes with it, and says for their files how they are made.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(crate) fn begin_rows(&self, ctx: &mut Context) -> anyhow::Result<TokenMeta> {
+        let (tokenizer, template) = (self.tokenizer.digest(), self.template.digest());
+        self.tokenizer.save(ctx.run_dir.tokenizer_dir())?;
+        ctx.tokenizer = Some(tokenizer.clone());
+        ctx.chat_template = Some(template.clone());
+        Ok(TokenMeta {
+            tokenizer,
+            vocab_size: self.tokenizer.vocab_size(),
+            seq_len: self.positions(),
+            chat_template: Some(template),
+        })
     }
 
     /// Token ids of a conversation up to where the assistant answers, and of what the answer begins with.

@@ -105,7 +105,7 @@ pub fn respond(
 }
 
 /// The tokens at which a response ends.
-pub fn stop_ids(tokenizer: &Tokenizer) -> Vec<i64> {
+fn stop_ids(tokenizer: &Tokenizer) -> Vec<i64> {
     tokenizer.stop_ids(None).into_iter().map(i64::from).collect()
 }
 

@@ -1,6 +1,6 @@
 //! Token rows of the revisions: what `cai train` learns from.
 
-use artifact::tokens::{TokenMeta, TokenWriter};
+use artifact::tokens::TokenWriter;
 use data::encode::{EncodeOptions, Overlong, encode_example};
 use data::format::{Example, Message};
 use serde_json::json;
@@ -25,16 +25,8 @@ struct Counts {
 /// The chat template's; the file system's.
 pub(crate) fn write(ctx: &mut Context, plan: &Plan, talks: &[Talk]) -> anyhow::Result<Results> {
     let (tokenizer, template) = (&plan.model.tokenizer, &plan.model.template);
-    tokenizer.save(ctx.run_dir.tokenizer_dir())?;
-    ctx.tokenizer = Some(tokenizer.digest());
-    ctx.chat_template = Some(template.digest());
-    let max_length = plan.model.positions();
-    let meta = TokenMeta {
-        tokenizer: tokenizer.digest(),
-        vocab_size: tokenizer.vocab_size(),
-        seq_len: max_length,
-        chat_template: Some(template.digest()),
-    };
+    let meta = plan.model.begin_rows(ctx)?;
+    let max_length = meta.seq_len;
     let mut writer = TokenWriter::create(ctx.run_dir.data_file("revised", "train"), meta)?;
     let mut counts = Counts::default();
     for talk in talks {

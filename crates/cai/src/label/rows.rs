@@ -4,12 +4,11 @@ use anyhow::Context as _;
 use artifact::columns::{ENDED, PROBABILITY, PROMPT, RESPONSE, TASK};
 use artifact::pairs::{PairRow, PairWriter};
 use artifact::rows::{Cell, Column, Kind};
-use artifact::tokens::TokenMeta;
 use data::encode::{EncodeOptions, Overlong, encode_pair};
 use data::format::{Preference, Prompt};
 use serde_json::json;
 use stage::{Context, Results};
-use training::respond::sample_seed;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::config::Plan;
 use super::pairs::Pair;
@@ -85,16 +84,8 @@ struct Counts {
 /// The chat template's; the file system's.
 pub(crate) fn write(ctx: &mut Context, plan: &Plan, pairs: &[Pair]) -> anyhow::Result<Results> {
     let (tokenizer, template) = (&plan.model.tokenizer, &plan.model.template);
-    tokenizer.save(ctx.run_dir.tokenizer_dir())?;
-    ctx.tokenizer = Some(tokenizer.digest());
-    ctx.chat_template = Some(template.digest());
-    let max_length = plan.model.positions();
-    let meta = TokenMeta {
-        tokenizer: tokenizer.digest(),
-        vocab_size: tokenizer.vocab_size(),
-        seq_len: max_length,
-        chat_template: Some(template.digest()),
-    };
+    let meta = plan.model.begin_rows(ctx)?;
+    let max_length = meta.seq_len;
     let file = |split: &str| ctx.run_dir.data_file("preferences", split);
     let mut train = PairWriter::create(file("train"), meta.clone())?;
     let mut validation = PairWriter::create(file("validation"), meta)?;
@@ -161,7 +152,6 @@ fn preference(plan: &Plan, pair: &Pair, probability: f64) -> Preference {
 
 /// By the prompt alone, so that its repeats are in one split.
 fn is_held_out(plan: &Plan, prompt: &str) -> bool {
-    let hash = prompt.bytes().fold(0_u64, |hash, byte| sample_seed(hash, u64::from(byte)));
-    (hash >> 11) as f64 / (1_u64 << 53) as f64 <= plan.config.rows.validation_fraction
-        && plan.config.rows.validation_fraction > 0.0
+    let share = (xxh3_64(prompt.as_bytes()) >> 11) as f64 / (1_u64 << 53) as f64;
+    share < plan.config.rows.validation_fraction
 }

@@ -18,12 +18,7 @@ use super::config::{Mix, Plan};
 /// Files that cannot be read; no revision at all.
 pub(crate) fn write(ctx: &mut Context, plan: &Plan) -> anyhow::Result<Results> {
     let Mix { revisions, helpful, helpful_share: share, .. } = &plan.config.mix;
-    let mut meta = TokenReader::open(&revisions[0])?.meta().clone();
-    meta.seq_len = plan.model.positions();
-    let (tokenizer, template) = (&plan.model.tokenizer, &plan.model.template);
-    tokenizer.save(ctx.run_dir.tokenizer_dir())?;
-    meta.chat_template = Some(template.digest());
-    ctx.chat_template = Some(template.digest());
+    let meta = plan.model.begin_rows(ctx)?;
     let mut writer = TokenWriter::create(ctx.run_dir.data_file("mixed", "train"), meta)?;
     let mut count = 0_u64;
     for path in revisions {
