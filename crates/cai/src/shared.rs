@@ -8,6 +8,7 @@ use data::constitution::{Constitution, Language};
 use data::format::Message;
 use serde::{Deserialize, Serialize};
 use stage::{Context, Problems};
+use training::prompts::checker_of;
 
 /// `[constitution]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,9 +96,7 @@ pub(crate) fn read_prompts(path: &Path, limit: Option<usize>) -> anyhow::Result<
         let messages: Vec<Message> = serde_json::from_str(json)
             .map_err(|error| anyhow::anyhow!("{}: column `messages`: {error}", at()))?;
         anyhow::ensure!(!messages.is_empty(), "{}: column `messages` is an empty list", at());
-        let checker = row.checker.as_deref().map(serde_json::from_str).transpose();
-        let checker =
-            checker.map_err(|error| anyhow::anyhow!("{}: not a checker: {error}", at()))?;
+        let checker = checker_of(&row, &at())?;
         let language = Language::of(messages.last().map_or("", |message| &message.content));
         all.push(Asked { row, messages, language, checker });
     }

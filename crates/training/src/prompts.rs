@@ -17,6 +17,15 @@ pub struct Prompt {
     pub checker: Option<Checker>,
 }
 
+/// The rule that a row carries; `at` names the row.
+///
+/// # Errors
+/// JSON that is no checker.
+pub fn checker_of(row: &PromptRow, at: &str) -> anyhow::Result<Option<Checker>> {
+    let checker = row.checker.as_deref().map(serde_json::from_str).transpose();
+    checker.map_err(|error| anyhow::anyhow!("{at}: not a checker: {error}"))
+}
+
 /// Reads prompt rows, at most `limit` of them.
 ///
 /// # Errors
@@ -28,11 +37,9 @@ pub fn read(path: &Path, tokenizer: &Tokenizer, limit: usize) -> anyhow::Result<
     for (index, row) in rows.into_iter().take(limit).enumerate() {
         let tokens = tokenizer.encode(&row.prompt, false)?.ids;
         anyhow::ensure!(!tokens.is_empty(), "{}: the prompt is empty", at(index));
-        let checker = row.checker.as_deref().map(serde_json::from_str).transpose();
-        let named = |error| anyhow::anyhow!("{}: not a checker: {error}", at(index));
         all.push(Prompt {
             ids: tokens.into_iter().map(i64::from).collect(),
-            checker: checker.map_err(named)?,
+            checker: checker_of(&row, &at(index))?,
             row,
         });
     }
