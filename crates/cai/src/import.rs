@@ -14,7 +14,12 @@ use stage::{ErrorExt as _, UsageError};
 /// Known are a list `constitutions` of `critic` and `revision`, Anthropic's CritiqueRevisionInstructions.json, and lists of
 /// comparison questions such as RLMadisonInstructions.json. A text is used for both languages; translate it afterwards.
 #[derive(Debug, Parser)]
-#[command(name = "cai import", version, max_term_width = 100)]
+#[command(
+    name = "cai import",
+    version,
+    max_term_width = 100,
+    after_help = "Example: cai import --input principles.json --output configs/mine.toml"
+)]
 struct Args {
     /// The JSON file.
     #[arg(long, value_name = "FILE")]

@@ -33,7 +33,12 @@ enum Form {
 /// The file has the text columns `prompt` and `response`, or `prompt`, `chosen` and `rejected`. It is copied with the column
 /// `score`, or `chosen_score` and `rejected_score`. A text longer than the model's context gets no score.
 #[derive(Debug, Parser)]
-#[command(name = "reward score", version, max_term_width = 100)]
+#[command(
+    name = "reward score",
+    version,
+    max_term_width = 100,
+    after_help = "Example: reward score --model runs/quickstart/reward --input answers.parquet --output scored.parquet"
+)]
 struct Args {
     /// The reward model: a Hugging Face directory or a run directory.
     #[arg(long, value_name = "DIR")]
