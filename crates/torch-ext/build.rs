@@ -34,9 +34,17 @@ fn build(libtorch: &Path) {
         .flag(libtorch.join("include/torch/csrc/api/include"))
         .define("GLOG_USE_GLOG_EXPORT", None)
         .define("_GLIBCXX_USE_CXX11_ABI", "1");
-    for file in
-        ["support", "allocator", "autograd", "foreach", "attention", "head", "fused", "linear"]
-    {
+    for file in [
+        "support",
+        "allocator",
+        "autograd",
+        "foreach",
+        "attention",
+        "head",
+        "fused",
+        "linear",
+        "four_bit",
+    ] {
         shim.file(format!("{SHIM}/{file}.cpp"));
     }
     shim.compile("torch_ext_shim");

@@ -53,5 +53,5 @@ def versions() -> dict[str, str]:
     """The packages whose behaviour the fixtures record."""
     from importlib.metadata import version
 
-    names = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "Jinja2")
+    names = ("torch", "transformers", "peft", "tokenizers", "safetensors", "bitsandbytes", "numpy", "Jinja2", "rouge_score", "sacrebleu")
     return {name: version(name) for name in names}

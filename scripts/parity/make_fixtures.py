@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Writes the golden files under tests/fixtures/parity: what transformers, tokenizers and torch compute.
 
-  make_fixtures.py OUT_DIR [--only models,reward-models,objectives,templates,tokenizers,schedules,warpers]
+  make_fixtures.py OUT_DIR [--only models,reward-models,adapters,four-bit,objectives,templates,tokenizers,schedules,
+                              warpers,text-metrics]
 
 The same versions on the same machine write the same bytes. `scripts/parity/run` installs the versions, runs this
 and compares.
@@ -16,14 +17,17 @@ from typing import Callable
 
 import common
 
-PARTS = ("models", "reward-models", "objectives", "templates", "tokenizers", "schedules", "warpers")
+PARTS = (
+    "models", "reward-models", "adapters", "four-bit", "objectives", "templates", "tokenizers", "schedules", "warpers",
+    "text-metrics",
+)
 
 
 def writer(part: str) -> Callable[[Path], None]:
     """The part's function; imported late, because each needs other heavy packages."""
     import importlib
 
-    module = {"reward-models": "reward_models", "tokenizers": "tokenizer_files"}.get(part, part)
+    module = {"tokenizers": "tokenizer_files"}.get(part, part.replace("-", "_"))
     return importlib.import_module(module).write_all
 
 

@@ -40,4 +40,4 @@ pub use digest::Digest;
 pub use error::{Error, Result};
 pub use extend::with_columns;
 pub use manifest::{FORMAT_VERSION, Input, Manifest};
-pub use run_dir::{RunDir, model_dir};
+pub use run_dir::{RunDir, adapter_dir, model_dir};

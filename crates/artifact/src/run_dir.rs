@@ -133,6 +133,22 @@ impl RunDir {
         self.root.join(SAMPLES)
     }
 
+    /// Removes `model/` where an earlier run left one.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn remove_model(&self) -> io::Result<()> {
+        remove(&self.model_dir())
+    }
+
+    /// Removes `adapter/` where an earlier run left one.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn remove_adapter(&self) -> io::Result<()> {
+        remove(&self.adapter_dir())
+    }
+
     /// Removes `samples.parquet` where an earlier run left one.
     ///
     /// # Errors
@@ -263,10 +279,38 @@ pub fn model_dir(path: impl AsRef<Path>) -> Result<PathBuf> {
     let has_model = run.model_dir().join("config.json").is_file();
     match (run.is_finished(), has_model) {
         (true, true) => Ok(run.model_dir()),
+        (true, false) if is_adapter(&run.adapter_dir()) => bad(
+            "is the run directory of a stage that made an adapter only: set peft.merge = true there, or run `peft merge`",
+        ),
         (true, false) => bad("is the run directory of a stage that makes no model"),
         (false, _) if run.is_marked() => Err(Error::Unfinished { path: run.root }),
         (false, _) => bad("has neither config.json nor manifest.json"),
     }
+}
+
+fn is_adapter(path: &Path) -> bool {
+    path.join("adapter_config.json").is_file()
+}
+
+/// The adapter directory in PEFT's layout that a path stands for: the path itself if it has an `adapter_config.json`, or
+/// `adapter/` of a finished run directory. `None` for anything else that is there.
+///
+/// # Errors
+/// [`Error::NotModel`] if nothing is there, [`Error::Unfinished`] for a run that has not ended.
+pub fn adapter_dir(path: impl AsRef<Path>) -> Result<Option<PathBuf>> {
+    let path = path.as_ref();
+    if !path.exists() {
+        return Err(Error::NotModel { path: path.to_path_buf(), what: "does not exist".to_owned() });
+    }
+    if is_adapter(path) {
+        return Ok(Some(path.to_path_buf()));
+    }
+    let run = RunDir { root: path.to_path_buf() };
+    let adapter = run.adapter_dir();
+    if !is_adapter(&adapter) {
+        return Ok(None);
+    }
+    if run.is_finished() { Ok(Some(adapter)) } else { Err(Error::Unfinished { path: run.root }) }
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@ pub(crate) mod config;
 mod evaluate;
 pub(crate) mod mix;
 
-use model::{Decoder, LoadOptions};
 use stage::{Context, Info, Results};
 use training::loss::next_token_loss;
 use training::stage_run::{find_device, save_model, sizes, warn_of_emulation};
@@ -32,6 +31,9 @@ pub(crate) fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     record(ctx, "train", &config.mix.revisions)?;
     record(ctx, "train", &config.mix.helpful)?;
     record(ctx, "validation", &config.mix.validation)?;
+    if let Some(adapter) = config.peft.as_ref().and_then(|peft| peft.adapter.as_ref()) {
+        ctx.input("adapter", adapter)?;
+    }
     if let Some(eval) = &config.eval {
         record(ctx, "prompts", &eval.red_team)?;
         record(ctx, "prompts", &eval.helpful)?;
@@ -44,16 +46,15 @@ pub(crate) fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
 
     let mixed = mix::write(ctx, &plan)?;
     let texts = mix::plan(ctx, &plan)?;
-    let precision = config.train.precision;
-    let options = LoadOptions { device, precision, trainable: true };
-    let mut decoder = Decoder::load(&plan.model.dir, &options)?;
+    let mut decoder = texts.load(&plan.model.dir, None, ctx.seed, device)?;
     if let Some(p) = config.train.dropout {
         decoder.set_dropout(model::config::Dropout { embedding: p, attention: p, residual: p });
     }
     warn_of_emulation(&decoder);
     let before = Answers::of(ctx, &plan, &decoder)?;
     let mut results = supervised::train(ctx, &mut decoder, &texts.supervised, &next_token_loss)?;
-    save_model(ctx, &mut decoder, &plan.model.tokenizer, &config.save)?;
+    let trained = texts.trained(Some(&plan.model.dir));
+    save_model(ctx, &mut decoder, &plan.model.tokenizer, &config.save, trained)?;
     let after = Answers::of(ctx, &plan, &decoder)?;
     match (before, after) {
         (Some(before), Some(after)) => {

@@ -264,7 +264,7 @@ mod tests {
                 "kind": "text", "sources": [], "max_length": 1, "overlong": "drop", "validation_fraction": 0.0,
                 "split_field": "x", "train_prompts": false, "bad_records": "fail",
                 "world": {"seed": 1, "part": "pretrain", "records": 1, "held_out": 1, "constitution": "x", "tags": []},
-                "read": {"format": "text", "text_unit": "line", "columns": [], "field": "x"},
+                "read": {"format": "text", "text_unit": "line", "columns": [], "field": "x", "by_key": true},
                 "mapping": mappings,
                 "clean": {"nfc": true, "control_characters": true, "whitespace": true},
                 "filter": {"min_chars": 1, "max_chars": 1},

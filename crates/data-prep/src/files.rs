@@ -7,14 +7,14 @@ use artifact::RunDir;
 use artifact::pairs::{PairRow, PairWriter};
 use artifact::prompts::{PromptRow, PromptWriter};
 use artifact::tokens::{TokenMeta, TokenWriter};
-use data::format::Example;
+use data::format::{Example, Mapped};
 use data::template::ChatTemplate;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::plan::DatasetPlan;
 use crate::prepare::{Prepared, Split};
 use crate::report::SetReport;
-use crate::tokenise::{Made, Rows};
+use crate::tokenise::{Made, RenderedPrompt, Rows};
 use crate::vocabulary::Vocabulary;
 
 /// The open output files of a data set.
@@ -77,7 +77,7 @@ impl Files {
         let checker = mapped.checker.as_ref().map(serde_json::to_string).transpose()?;
         let row = PromptRow {
             prompt: prompt.text.clone(),
-            answer: mapped.answer.clone().or_else(|| prompt.response.clone()),
+            answer: answer(mapped, prompt),
             task: mapped.task.clone(),
             checker,
             messages: prompt.messages.as_ref().map(serde_json::to_string).transpose()?,
@@ -105,6 +105,17 @@ impl Files {
         report.train_prompts = self.train_prompts.finish()?;
         Ok(())
     }
+}
+
+/// What is to follow a prompt. Where rows teach it, it is that; a pair or a prompt alone can have a better one beside it.
+fn answer(mapped: &Mapped, prompt: &RenderedPrompt) -> Option<String> {
+    let own = mapped.answer.as_ref();
+    let response = prompt.response.as_ref();
+    match mapped.example {
+        Example::Chat { .. } | Example::Completion { .. } => response.or(own),
+        _ => own.or(response),
+    }
+    .cloned()
 }
 
 /// A file for each split.

@@ -8,7 +8,7 @@
 //!                                   special_tokens_map.json, generation_config.json with the stop ids
 //! data/<set>/train.parquet          token rows, or pair rows
 //! data/<set>/validation.parquet     the same, held out
-//! data/<set>/prompts.parquet        held-out prompts, for records that carry a checker
+//! data/<set>/prompts.parquet        held-out prompts with the answers that follow them, but for text
 //! data/<set>/train-prompts.parquet  the prompts of the training split, where they are asked for
 //! manifest.json                     with what was read, kept and dropped, and why
 //! ```

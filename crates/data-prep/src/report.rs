@@ -172,8 +172,7 @@ impl SetReport {
             let _ = writeln!(out, "  {} prompts of the training split", self.train_prompts);
         }
         if self.prompts > 0 {
-            let with = if self.train.is_some() { " with a checker" } else { "" };
-            let _ = writeln!(out, "  {} held-out prompts{with}", self.prompts);
+            let _ = writeln!(out, "  {} held-out prompts", self.prompts);
         }
         if self.longest_prompt > 0 {
             let _ = writeln!(out, "  longest prompt {} tokens", self.longest_prompt);

@@ -222,7 +222,7 @@ fn rows_of(
     };
     let wanted = match prepared.split {
         Split::Train => set.config.train_prompts,
-        Split::Validation => prepared.mapped.checker.is_some(),
+        Split::Validation => true,
     };
     let prompt = if wanted { render_prompt(vocabulary, example)? } else { None };
     Ok(Ok(Made { rows, prompt }))

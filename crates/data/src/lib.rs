@@ -5,7 +5,7 @@
 //! the loss, [`encode`] makes a token row or a pair row of it with [`tokenizer`]. At training time
 //! [`dataset`] reads rows back in a shuffled but resumable order and [`batch`] lays them out as flat,
 //! padding-free batches. [`checker`] judges an answer by rule, and [`constitution`] has the principles and the
-//! turns by which a model judges its own.
+//! turns by which a model judges its own. [`metrics`] compares generated text with references.
 //!
 //! Invariants: nothing here links libtorch; memory is bounded by a window of rows, never by the
 //! data set; the same input and seed give the same rows whatever the number of threads.
@@ -16,6 +16,7 @@ pub mod constitution;
 pub mod dataset;
 pub mod encode;
 pub mod format;
+pub mod metrics;
 pub mod records;
 pub mod rule;
 pub mod template;

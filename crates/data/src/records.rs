@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | `.txt`, `.text`, `.md` | see [`TextUnit`]; the field is `text` |
 //! | `.jsonl`, `.ndjson` | one JSON object a line (a file that begins with `[` is read as `.json`) |
-//! | `.json` | each element of the top-level array, or each of several top-level objects |
+//! | `.json` | each element of the top-level array, or each of several top-level objects; or, [`by_key`](ReadOptions::by_key), each value of one |
 //! | `.csv`, `.tsv` | one row; the first row names the columns. In TSV quotes are literal |
 //! | `.parquet` | one row |
 //!
@@ -64,7 +64,7 @@ pub struct Record {
 }
 
 /// What one record of a plain text file is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TextUnit {
     /// The whole file (cut every [`DOCUMENT_PIECE_BYTES`]).
@@ -74,6 +74,8 @@ pub enum TextUnit {
     Paragraph,
     /// One line; blank lines are skipped.
     Line,
+    /// Lines up to the next that is this and nothing else but blanks, which belongs to no record.
+    Until(String),
 }
 
 /// The format of a file's content.
@@ -106,6 +108,8 @@ pub struct ReadOptions {
     pub columns: Option<Vec<String>>,
     /// The top-level key that holds the array of records in a `.json` file, such as `data`.
     pub field: Option<String>,
+    /// In a `.json` file the records are not in an array but the values of an object, each under a key of its own.
+    pub by_key: bool,
 }
 
 /// What can go wrong while reading records.
@@ -207,12 +211,14 @@ pub enum RecordError {
         found: &'static str,
     },
     /// The key named by `field` is not there.
-    #[error("{}: no top-level key `{field}` with an array in it; top-level keys: {found}", path.display())]
+    #[error("{}: no top-level key `{field}` with {} in it; top-level keys: {found}", path.display(), if *by_key { "an object" } else { "an array" })]
     NoField {
         /// The file.
         path: PathBuf,
         /// The key asked for.
         field: String,
+        /// Whether an object was expected under it.
+        by_key: bool,
         /// The keys that are there.
         found: String,
     },
@@ -354,9 +360,9 @@ impl Records {
         self.next_file += 1;
         let options = &self.source.options;
         Some(match format {
-            FileFormat::Text => text::open(path, options.text_unit),
+            FileFormat::Text => text::open(path, options.text_unit.clone()),
             FileFormat::Jsonl => json::open_lines(path),
-            FileFormat::Json => json::open(path, options.field.as_deref()),
+            FileFormat::Json => json::open(path, options.field.as_deref(), options.by_key),
             FileFormat::Csv => delimited::open(path, b',', options.columns.as_deref()),
             FileFormat::Tsv => delimited::open(path, b'\t', options.columns.as_deref()),
             FileFormat::Parquet => parquet::open(path),

@@ -9,6 +9,7 @@ mod write;
 
 use crate::error::{Error, Problems, Result};
 use crate::layout::layout;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -48,7 +49,8 @@ impl Architecture {
 }
 
 /// The non-linearity of the MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// `gelu_new`, `gelu_pytorch_tanh`, `gelu_fast`: GELU by the tanh formula.
     GeluTanh,
@@ -167,6 +169,11 @@ impl ModelConfig {
     /// As [`from_dir`](Self::from_dir).
     pub fn from_json(value: &Value) -> Result<Self> {
         read::config(value).map_err(|problems| Error::Config { origin: "config".into(), problems })
+    }
+
+    /// Whether its linear layers are stored as `[in, out]`.
+    pub(crate) fn is_conv1d(&self) -> bool {
+        self.architecture == Architecture::Gpt2
     }
 
     /// Number of parameters; a tied embedding counts once.

@@ -1,11 +1,15 @@
 //! The decoder: embeddings, layers, final norm, and the language-model head.
 
+mod bottleneck;
 mod documents;
 mod layer;
 mod linear;
+mod load;
+mod low_rank;
 mod mlp;
 mod norm;
 mod packed;
+mod rescale;
 mod rotary;
 #[cfg(test)]
 mod tests;
@@ -13,16 +17,22 @@ mod tests;
 use crate::config::{Dropout, Head, ModelConfig, SCORE};
 use crate::error::{Error, Result};
 use crate::layout::{Init, ModelLayout, PartSpec, layout};
-use crate::params::Params;
+use crate::params::{Keep, Params};
+use crate::peft::{Adapter, Module};
 use crate::precision::Precision;
 use crate::random::{Philox, stream_of};
-use crate::weights::{self, WeightFiles};
+use crate::weights;
 use documents::Documents;
 use layer::Layer;
+pub(crate) use linear::{Change, Linear, Matrix};
+pub use load::Loading;
+pub(crate) use low_rank::{LowRank, Part as LowRankPart, row_lengths};
 use norm::Norm;
 pub(crate) use packed::Packed;
+pub(crate) use rescale::{Factors, Part as RescalePart, Rescale};
 use rotary::{Rotary, Rotation};
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
@@ -100,6 +110,19 @@ pub struct Decoder {
     /// Each so many layers are checkpointed.
     checkpointing_interval: usize,
     embedding_dropout: f64,
+    pub(crate) attached: Option<Attached>,
+}
+
+/// The adapter that a decoder has.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) adapter: Adapter,
+    /// The layers that it changes.
+    pub(crate) modules: Vec<Module>,
+    /// The model's own parameters that train beside it.
+    pub(crate) trained: BTreeSet<String>,
+    /// What was taken off the weights before training, by the parameters that started as it.
+    pub(crate) starts: BTreeMap<String, Tensor>,
 }
 
 impl Decoder {
@@ -113,46 +136,19 @@ impl Decoder {
     /// padding, so it starts as any other here.
     pub fn init(config: &ModelConfig, seed: u64, options: &LoadOptions) -> Result<Self> {
         let layout = layout(config);
-        let mut params = allocate(&layout, options);
+        let keep = if options.trainable { Keep::Trained } else { Keep::Frozen };
+        let (device, precision) = (options.device, options.precision);
+        let mut params = Params::allocate(&layout.blocks, device, precision, |_| keep);
         for (b, block) in layout.blocks.iter().enumerate() {
             for (p, part) in block.parts.iter().enumerate() {
-                params.fill(b, p, &start_of(part, seed)?);
+                params.fill(b, p, &start_of(part, seed)?)?;
             }
         }
         params.refresh_compute();
         Ok(Self::assemble(config.clone(), &layout, params))
     }
 
-    /// Reads `config.json` and the safetensors files of a Hugging Face directory: a causal language model, or a reward
-    /// model (a sequence classifier of one label).
-    ///
-    /// # Errors
-    /// All problems of the config at once; all tensors that are missing, unexpected or of another shape at once;
-    /// damaged files by name.
-    pub fn load(dir: &Path, options: &LoadOptions) -> Result<Self> {
-        let head = ModelConfig::from_dir(dir)?.head;
-        Self::load_as(dir, head, 0, options)
-    }
-
-    /// Reads a Hugging Face directory as a model with another output layer: a score that its files lack starts as in
-    /// [`init`](Self::init), from `seed`; a head that is not wanted is left out.
-    ///
-    /// # Errors
-    /// As [`load`](Self::load), and for a language-model head that the files lack.
-    pub fn load_as(dir: &Path, head: Head, seed: u64, options: &LoadOptions) -> Result<Self> {
-        let mut config = ModelConfig::from_dir(dir)?;
-        let given = config.head;
-        if head != given {
-            config.set_head(head);
-        }
-        let layout = layout(&config);
-        let files = WeightFiles::open(dir)?;
-        let mut params = allocate(&layout, options);
-        files.fill(dir, (&config, given), &layout, &mut params, |part| start_of(part, seed))?;
-        Ok(Self::assemble(config, &layout, params))
-    }
-
-    fn assemble(config: ModelConfig, layout: &ModelLayout, params: Params) -> Self {
+    pub(crate) fn assemble(config: ModelConfig, layout: &ModelLayout, params: Params) -> Self {
         let embedding = params.leaf(layout.embedding);
         let head = match layout.lm_head {
             Some(id) => Some(params.leaf(id)),
@@ -179,17 +175,19 @@ impl Decoder {
             training: false,
             checkpointing: Checkpointing::None,
             checkpointing_interval: 1,
+            attached: None,
         }
     }
 
     /// Writes `config.json` and the weights in Hugging Face layout into `dir` (made where absent): `model.safetensors`,
     /// or shards of at most `max_shard_bytes` with an index. Returns the files written.
     ///
-    /// The weights are the fp32 masters (compute copies of a frozen model) rounded once to `dtype`.
+    /// The weights are the fp32 masters (compute copies of a frozen model) rounded once to `dtype`. An adapter is not among
+    /// them: see [`save_adapter`](Self::save_adapter) and [`merge_adapter`](Self::merge_adapter).
     pub fn save(&self, dir: &Path, dtype: Precision, max_shard_bytes: u64) -> Result<Vec<PathBuf>> {
         fs_err::create_dir_all(dir)?;
         let kept = |name: &str| self.config.head != Head::LanguageModelAndScore || name != SCORE;
-        let tensors = self.params.iter().filter(|(name, _)| kept(name));
+        let tensors = self.params.own().filter(|(name, _)| kept(name));
         let mut written = weights::write(dir, tensors, dtype, max_shard_bytes)?;
         let config = self.config.to_hf_json(dtype);
         let mut text = serde_json::to_vec_pretty(&config).map_err(std::io::Error::from)?;
@@ -500,17 +498,14 @@ fn check_total(cu_seqlens: &[i64], count: usize, what: &str) -> Result<()> {
 }
 
 /// What a parameter is in a fresh model: of the parameter's name and `seed` alone.
-fn start_of(part: &PartSpec, seed: u64) -> Result<Tensor> {
-    let std = match part.init {
-        Init::Ones => return Ok(Tensor::f_ones(&part.shape, (Kind::Float, Device::Cpu))?),
-        Init::Zeros => return Ok(Tensor::f_zeros(&part.shape, (Kind::Float, Device::Cpu))?),
-        Init::Normal(std) => std,
-    };
+pub(crate) fn start_of(part: &PartSpec, seed: u64) -> Result<Tensor> {
     let mut values = vec![0.0; part.shape.iter().product::<i64>() as usize];
-    Philox::new(seed).fill_normal(stream_of(&part.name), std, &mut values);
+    let (random, stream) = (Philox::new(seed), stream_of(&part.name));
+    match part.init {
+        Init::Ones => values.fill(1.0),
+        Init::Zeros => {}
+        Init::Normal(std) => random.fill_normal(stream, std, &mut values),
+        Init::Uniform(bound) => random.fill_uniform(stream, bound, &mut values),
+    }
     Ok(Tensor::f_from_slice(&values)?.view(part.shape.as_slice()))
-}
-
-fn allocate(layout: &ModelLayout, options: &LoadOptions) -> Params {
-    Params::allocate(&layout.blocks, options.device, options.precision, options.trainable)
 }

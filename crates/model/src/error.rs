@@ -46,6 +46,25 @@ pub enum Error {
         "this is a language model, which has no score; give a reward model (`...ForSequenceClassification` with one label)"
     )]
     NoScore,
+    /// An adapter that this model cannot take.
+    #[error("{0}")]
+    Adapter(String),
+    /// An adapter's tensors do not fit the model.
+    #[error(
+        "{dir}: this adapter is of another base{}:{problems}",
+        .base.as_ref().map(|base| format!(" (its config names {base})")).unwrap_or_default()
+    )]
+    AdapterMisfit {
+        /// The adapter's directory.
+        dir: PathBuf,
+        /// The base that its config names.
+        base: Option<String>,
+        /// Missing, unexpected and mis-shaped tensors by name.
+        problems: Problems,
+    },
+    /// Something of an adapter is asked of a model without one.
+    #[error("this model has no adapter")]
+    NoAdapter,
     /// A generation request or its settings are invalid.
     #[error("{0}")]
     Request(String),

@@ -15,6 +15,8 @@ pub(crate) enum Init {
     Ones,
     /// All zeros: biases.
     Zeros,
+    /// Uniform between minus and plus this.
+    Uniform(f64),
 }
 
 /// One tensor with its Hugging Face name.
@@ -26,6 +28,19 @@ pub(crate) struct PartSpec {
     pub(crate) shape: Vec<i64>,
     /// Start value.
     pub(crate) init: Init,
+    /// Its learning rate is so many times the others'.
+    pub(crate) rate: f64,
+}
+
+impl PartSpec {
+    pub(crate) fn new(name: String, shape: &[i64], init: Init) -> Self {
+        Self { name, shape: shape.to_vec(), init, rate: 1.0 }
+    }
+
+    /// The module it is a parameter of: its name without the last word.
+    pub(crate) fn module(&self) -> &str {
+        self.name.rsplit_once('.').map_or("", |(module, _)| module)
+    }
 }
 
 /// Tensors stored one after another along dimension 0 of one allocation.
@@ -68,6 +83,13 @@ pub(crate) struct LayerLayout {
     pub(crate) mlp_out: Affine,
 }
 
+impl LayerLayout {
+    /// Its linear layers.
+    pub(crate) fn linears(&self) -> [Affine; 4] {
+        [self.qkv, self.attention_out, self.mlp_in, self.mlp_out]
+    }
+}
+
 /// All blocks of a model.
 #[derive(Debug, Clone)]
 pub(crate) struct ModelLayout {
@@ -95,16 +117,14 @@ impl Builder {
     }
 
     fn single(&mut self, name: String, shape: &[i64], init: Init) -> BlockId {
-        self.block(vec![PartSpec { name, shape: shape.to_vec(), init }])
+        self.block(vec![PartSpec::new(name, shape, init)])
     }
 
     /// Linear layers `prefix.{name}` sharing an input, stored `[out, in]`.
     fn linears(&mut self, prefix: &str, names: &[(&str, i64)], width: i64, bias: bool) -> Affine {
         let init = Init::Normal(self.std);
-        let part = |name: &str, suffix: &str, shape: &[i64], init| PartSpec {
-            name: format!("{prefix}.{name}.{suffix}"),
-            shape: shape.to_vec(),
-            init,
+        let part = |name: &str, suffix: &str, shape: &[i64], init| {
+            PartSpec::new(format!("{prefix}.{name}.{suffix}"), shape, init)
         };
         let weights =
             names.iter().map(|&(n, out)| part(n, "weight", &[out, width], init)).collect();

@@ -6,6 +6,7 @@
 //! - [`ModelConfig`]: `config.json`, read with every problem named at once and written back with unknown keys kept.
 //! - [`Params`]: fp32 masters, compute copies in the precision of the run, gradients.
 //! - [`Decoder`]: initialise, load, save, hidden states, logits.
+//! - [`peft`]: adapters, in PEFT's files.
 //! - [`generate`]: ragged prompts in, sampled tokens with their log-probabilities out.
 //!
 //! Legend for shapes: `T` tokens of a flat row, `D` width, `V` vocabulary, `H` query heads, `Hkv` key-value heads,
@@ -17,6 +18,7 @@ mod error;
 pub mod generate;
 mod layout;
 mod params;
+pub mod peft;
 mod precision;
 mod random;
 #[cfg(test)]
@@ -24,7 +26,7 @@ mod testing;
 pub mod weights;
 
 pub use config::{Architecture, Head, ModelConfig};
-pub use decoder::{Checkpointing, Decoder, Input, LoadOptions};
+pub use decoder::{Checkpointing, Decoder, Input, LoadOptions, Loading};
 pub use error::{Error, Result};
 pub use params::{Params, Trainable};
 pub use precision::Precision;

@@ -1,11 +1,13 @@
 //! Parameters: fp32 masters, the copies that compute runs on, and their gradients.
 
 use crate::config::is_embedding;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layout::{BlockId, BlockSpec};
+use crate::peft::{QuantType, Quantization};
 use crate::precision::Precision;
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor, no_grad};
+use torch_ext::four_bit::{Code, FourBit};
 use torch_ext::{autograd, foreach};
 
 /// One trainable parameter as an optimiser sees it.
@@ -17,6 +19,8 @@ pub struct Trainable<'a> {
     pub master: Tensor,
     /// The fp32 gradient, of the master's shape. Updating it in place is allowed (clipping).
     pub grad: Tensor,
+    /// Its learning rate is so many times the others'.
+    pub rate: f64,
 }
 
 impl Trainable<'_> {
@@ -31,40 +35,164 @@ impl Trainable<'_> {
 /// A trainable parameter has an fp32 `master`. The forward pass uses its `compute` copy: the master itself in fp32,
 /// a bf16 or fp16 leaf otherwise, cast once per optimiser step by [`refresh_compute`](Self::refresh_compute). Backward
 /// leaves gradients on the compute copies; [`gather_grads`](Self::gather_grads) adds them into fp32 gradients after
-/// every micro-batch, so that accumulation is in fp32. A frozen model has no masters: it holds compute copies only.
+/// every micro-batch, so that accumulation is in fp32. A frozen parameter has no master: its compute copy is all there is,
+/// or its 4-bit form, of which compute copies are made as they are needed. Beside a model's own parameters there may be an
+/// adapter's.
 ///
 /// Some parameters share one allocation (query, key and value; gate and up) so that one matrix product serves them. The
 /// tensors handed out here are then views of it: contiguous, of the Hugging Face shape, and safe to update in place.
 #[derive(Debug)]
 pub struct Params {
     blocks: Vec<Block>,
+    /// So many blocks are the model's own; an adapter's follow.
+    own: usize,
     index: HashMap<String, (usize, usize)>,
     precision: Precision,
     device: Device,
 }
 
+/// How a block is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// With fp32 masters, to train.
+    Trained,
+    /// As compute copies.
+    Frozen,
+    /// In 4 bits.
+    FourBit {
+        /// The code of a weight that files have in full.
+        code: Code,
+        /// Whether its scales take 8 bits.
+        double_quant: bool,
+        /// Whether Hugging Face has the weight as `[in, out]`.
+        transposed: bool,
+    },
+}
+
+impl Keep {
+    pub(crate) fn four_bit(quantization: &Quantization, transposed: bool) -> Self {
+        let code = match quantization.quant_type {
+            QuantType::Nf4 => Code::Nf4,
+            QuantType::Fp4 => Code::Fp4,
+        };
+        Self::FourBit { code, double_quant: quantization.double_quant, transposed }
+    }
+}
+
 #[derive(Debug)]
 struct Block {
-    /// fp32, without autograd; `None` for a frozen model.
-    master: Option<Tensor>,
-    /// The leaf that the forward pass uses.
-    compute: Tensor,
+    storage: Storage,
     /// fp32 gradient of the master once there is one.
     grad: Option<Tensor>,
     parts: Vec<Part>,
 }
 
 #[derive(Debug)]
+enum Storage {
+    Dense {
+        /// fp32, without autograd; `None` for a frozen block.
+        master: Option<Tensor>,
+        /// The leaf that the forward pass uses.
+        compute: Tensor,
+    },
+    FourBit {
+        code: Code,
+        double_quant: bool,
+        transposed: bool,
+        /// One a part, `[out, in]`; `None` until it is filled.
+        parts: Vec<Option<FourBit>>,
+    },
+}
+
+/// A weight as the forward pass sees it.
+#[derive(Debug)]
+pub(crate) enum Weight {
+    Dense(Tensor),
+    /// The parts of a block, `[out, in]` each.
+    FourBit(Vec<FourBit>),
+}
+
+#[derive(Debug)]
 struct Part {
     name: String,
     start: i64,
-    rows: i64,
+    shape: Vec<i64>,
     trainable: bool,
+    rate: f64,
 }
 
 impl Part {
     fn view(&self, block: &Tensor) -> Tensor {
-        block.narrow(0, self.start, self.rows)
+        block.narrow(0, self.start, self.shape[0])
+    }
+}
+
+impl Block {
+    fn new(spec: &BlockSpec, keep: Keep, device: Device, precision: Precision) -> Self {
+        let mut start = 0;
+        let mut parts = Vec::with_capacity(spec.parts.len());
+        for part in &spec.parts {
+            let (name, shape) = (part.name.clone(), part.shape.clone());
+            parts.push(Part { name, start, shape, trainable: keep == Keep::Trained, rate: part.rate });
+            start += part.shape[0];
+        }
+        let storage = match keep {
+            Keep::FourBit { code, double_quant, transposed } => {
+                let parts = spec.parts.iter().map(|_| None).collect();
+                Storage::FourBit { code, double_quant, transposed, parts }
+            }
+            Keep::Trained | Keep::Frozen => {
+                let (shape, trained) = (spec.shape(), keep == Keep::Trained);
+                let master = trained.then(|| Tensor::empty(&shape, (Kind::Float, device)));
+                let compute = match &master {
+                    Some(master) if precision == Precision::Fp32 => master.detach(),
+                    _ => Tensor::empty(&shape, (precision.kind(), device)),
+                };
+                Storage::Dense { master, compute: compute.set_requires_grad(trained) }
+            }
+        };
+        Self { storage, grad: None, parts }
+    }
+
+    fn compute(&self) -> Option<&Tensor> {
+        match &self.storage {
+            Storage::Dense { compute, .. } => Some(compute),
+            Storage::FourBit { .. } => None,
+        }
+    }
+
+    /// The master, or else the compute copy or what the 4 bits stand for, of one part.
+    fn weight(&self, part: usize) -> Tensor {
+        match &self.storage {
+            Storage::Dense { master, compute } => {
+                self.parts[part].view(&master.as_ref().unwrap_or(compute).detach())
+            }
+            Storage::FourBit { parts, transposed, .. } => {
+                let shape = self.parts[part].shape.as_slice();
+                match parts[part].as_ref().and_then(|part| part.dequantise(Kind::Float).ok()) {
+                    Some(whole) if *transposed => whole.tr(),
+                    Some(whole) => whole,
+                    None => Tensor::full(shape, f64::NAN, (Kind::Float, Device::Cpu)),
+                }
+            }
+        }
+    }
+
+    fn numel(&self) -> usize {
+        self.parts.iter().map(|part| part.shape.iter().product::<i64>() as usize).sum()
+    }
+
+    /// Bytes of masters and compute copies.
+    fn bytes(&self) -> usize {
+        let of = |t: &Tensor| t.numel() * t.kind().elt_size_in_bytes();
+        match &self.storage {
+            Storage::Dense { master: Some(master), compute } => {
+                let apart = master.kind() != compute.kind();
+                of(master) + if apart { of(compute) } else { 0 }
+            }
+            Storage::Dense { master: None, compute } => of(compute),
+            Storage::FourBit { parts, .. } => parts.iter().flatten().map(FourBit::bytes).sum(),
+        }
     }
 }
 
@@ -74,45 +202,164 @@ impl Params {
         specs: &[BlockSpec],
         device: Device,
         precision: Precision,
-        trainable: bool,
+        keep: impl Fn(BlockId) -> Keep,
     ) -> Self {
-        let mut index = HashMap::new();
-        let blocks = specs
+        let mut params =
+            Self { blocks: Vec::new(), own: specs.len(), index: HashMap::new(), precision, device };
+        for (id, spec) in specs.iter().enumerate() {
+            params.push(spec, keep(id));
+        }
+        params
+    }
+
+    /// Adds a block of an adapter.
+    pub(crate) fn add(&mut self, spec: &BlockSpec, trained: bool) -> BlockId {
+        self.push(spec, if trained { Keep::Trained } else { Keep::Frozen });
+        self.blocks.len() - 1
+    }
+
+    fn push(&mut self, spec: &BlockSpec, keep: Keep) {
+        let id = self.blocks.len();
+        for (p, part) in spec.parts.iter().enumerate() {
+            self.index.insert(part.name.clone(), (id, p));
+        }
+        self.blocks.push(Block::new(spec, keep, self.device, self.precision));
+    }
+
+    /// Sets one part from a tensor of any float kind on any device, shaped as Hugging Face has it.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub(crate) fn fill(&mut self, block: BlockId, part: usize, value: &Tensor) -> Result<()> {
+        let device = self.device;
+        let Block { storage, parts, .. } = &mut self.blocks[block];
+        match storage {
+            Storage::Dense { master, compute } => {
+                let mut view = parts[part].view(&master.as_ref().unwrap_or(compute).detach());
+                let _ = no_grad(|| view.f_copy_(value))?;
+            }
+            Storage::FourBit { code, double_quant, transposed, parts } => {
+                // On the device, where quantising a large model belongs.
+                let value = value.to_device(device);
+                let value = if *transposed { value.tr() } else { value };
+                parts[part] = Some(FourBit::quantise(&value, *code, *double_quant)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// [`Self::fill`] by name.
+    ///
+    /// # Errors
+    /// No parameter of this name; libtorch's.
+    pub(crate) fn put(&mut self, name: &str, value: &Tensor) -> Result<()> {
+        let &(block, part) = self
+            .index
+            .get(name)
+            .ok_or_else(|| Error::Input(format!("the model has no parameter {name}")))?;
+        self.fill(block, part, value)
+    }
+
+    /// Sets a whole dense block.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub(crate) fn set(&mut self, block: BlockId, value: &Tensor) -> Result<()> {
+        let mut start = 0;
+        for part in 0..self.blocks[block].parts.len() {
+            let rows = self.blocks[block].parts[part].shape[0];
+            self.fill(block, part, &value.narrow(0, start, rows))?;
+            start += rows;
+        }
+        Ok(())
+    }
+
+    /// Whether a block is held in 4 bits.
+    pub(crate) fn is_four_bit(&self, block: BlockId) -> bool {
+        matches!(self.blocks[block].storage, Storage::FourBit { .. })
+    }
+
+    /// Sets one part of a 4-bit block from what files have in 4 bits.
+    pub(crate) fn fill_four_bit(&mut self, block: BlockId, part: usize, value: &FourBit) {
+        if let Storage::FourBit { parts, .. } = &mut self.blocks[block].storage {
+            parts[part] = Some(value.to_device(self.device));
+        }
+    }
+
+    /// The 4-bit parts of a block by name, if it has any.
+    pub(crate) fn four_bit(&self) -> impl Iterator<Item = (&str, &FourBit)> {
+        self.blocks.iter().flat_map(|block| {
+            let values: &[Option<FourBit>] = match &block.storage {
+                Storage::FourBit { parts, .. } => parts,
+                Storage::Dense { .. } => &[],
+            };
+            block.parts.iter().zip(values).filter_map(|(part, value)| {
+                Some((part.name.as_str(), value.as_ref()?))
+            })
+        })
+    }
+
+    /// The leaf of a dense block. Shares its storage, so that it follows every later update.
+    ///
+    /// # Panics
+    /// For a block in 4 bits: only weights of linear layers are, which [`Self::weight`] gives.
+    pub(crate) fn leaf(&self, block: BlockId) -> Tensor {
+        match &self.blocks[block].storage {
+            Storage::Dense { compute, .. } => compute.shallow_clone(),
+            Storage::FourBit { .. } => unreachable!("only linear layers have weights in 4 bits"),
+        }
+    }
+
+    /// The weight of a block as the forward pass uses it.
+    pub(crate) fn weight(&self, block: BlockId) -> Weight {
+        match &self.blocks[block].storage {
+            Storage::Dense { compute, .. } => Weight::Dense(compute.shallow_clone()),
+            Storage::FourBit { parts, .. } => {
+                Weight::FourBit(parts.iter().flatten().map(FourBit::shallow_clone).collect())
+            }
+        }
+    }
+
+    /// A frozen handle on the model's own parameters: what does not train is shared, what trains is copied as it is now.
+    pub(crate) fn frozen(&self) -> Self {
+        let blocks: Vec<Block> = self.blocks[..self.own]
             .iter()
-            .enumerate()
-            .map(|(b, spec)| {
-                let shape = spec.shape();
-                let master = trainable.then(|| Tensor::empty(&shape, (Kind::Float, device)));
-                let compute = match &master {
-                    Some(master) if precision == Precision::Fp32 => master.detach(),
-                    _ => Tensor::empty(&shape, (precision.kind(), device)),
+            .map(|block| {
+                let storage = match &block.storage {
+                    Storage::Dense { master, compute } => {
+                        let compute = compute.detach();
+                        let apart = master.is_some();
+                        Storage::Dense {
+                            master: None,
+                            compute: if apart { compute.copy() } else { compute },
+                        }
+                    }
+                    Storage::FourBit { code, double_quant, transposed, parts } => Storage::FourBit {
+                        code: *code,
+                        double_quant: *double_quant,
+                        transposed: *transposed,
+                        parts: parts
+                            .iter()
+                            .map(|part| part.as_ref().map(FourBit::shallow_clone))
+                            .collect(),
+                    },
                 };
-                let mut start = 0;
-                let mut parts = Vec::with_capacity(spec.parts.len());
-                for (p, part) in spec.parts.iter().enumerate() {
-                    index.insert(part.name.clone(), (b, p));
-                    let rows = part.shape[0];
-                    parts.push(Part { name: part.name.clone(), start, rows, trainable });
-                    start += rows;
-                }
-                Block { master, compute: compute.set_requires_grad(trainable), grad: None, parts }
+                let parts = block.parts.iter().map(|part| Part {
+                    name: part.name.clone(),
+                    shape: part.shape.clone(),
+                    trainable: false,
+                    ..*part
+                });
+                Block { storage, grad: None, parts: parts.collect() }
             })
             .collect();
-        Self { blocks, index, precision, device }
-    }
-
-    /// Sets one part from a tensor of any float kind on any device.
-    pub(crate) fn fill(&mut self, block: BlockId, part: usize, value: &Tensor) {
-        no_grad(|| {
-            let block = &self.blocks[block];
-            let whole = block.master.as_ref().unwrap_or(&block.compute);
-            block.parts[part].view(whole).copy_(value);
-        });
-    }
-
-    /// The leaf of a block. Shares its storage, so that it follows every later update.
-    pub(crate) fn leaf(&self, block: BlockId) -> Tensor {
-        self.blocks[block].compute.shallow_clone()
+        let index = self.index.iter().filter(|(_, place)| place.0 < self.own);
+        Self {
+            blocks,
+            own: self.own,
+            index: index.map(|(name, place)| (name.clone(), *place)).collect(),
+            ..*self
+        }
     }
 
     /// Number of named parameters.
@@ -127,7 +374,26 @@ impl Params {
 
     /// Number of numbers in all parameters; a tied tensor counts once.
     pub fn num_elements(&self) -> usize {
-        self.blocks.iter().map(|block| block.compute.numel()).sum()
+        self.blocks.iter().map(Block::numel).sum()
+    }
+
+    /// Number of numbers in the parameters that train.
+    pub fn num_trainable(&self) -> usize {
+        let parts = self.blocks.iter().flat_map(|block| &block.parts);
+        let trained = parts.filter(|part| part.trainable);
+        trained.map(|part| part.shape.iter().product::<i64>() as usize).sum()
+    }
+
+    /// Bytes of the model's own parameters, and of an adapter's: masters and compute copies.
+    pub fn bytes(&self) -> [usize; 2] {
+        let (own, adapters) = self.blocks.split_at(self.own);
+        [own, adapters].map(|blocks| blocks.iter().map(Block::bytes).sum())
+    }
+
+    /// Bytes of the gradients there are.
+    pub fn grad_bytes(&self) -> usize {
+        let grads = self.blocks.iter().filter_map(|block| block.grad.as_ref());
+        grads.map(|grad| grad.numel() * grad.kind().elt_size_in_bytes()).sum()
     }
 
     /// The compute precision.
@@ -142,7 +408,7 @@ impl Params {
 
     /// A number that grows with every change of the compute weights.
     pub(crate) fn version(&self) -> Result<u64> {
-        self.blocks.iter().map(|block| Ok(autograd::version(&block.compute)?)).sum()
+        self.blocks.iter().filter_map(Block::compute).map(|t| Ok(autograd::version(t)?)).sum()
     }
 
     /// All names, in the order of the model.
@@ -150,20 +416,42 @@ impl Params {
         self.blocks.iter().flat_map(|block| block.parts.iter().map(|part| part.name.as_str()))
     }
 
-    /// Names and weights in the order of the model: fp32 masters, or compute copies of a frozen model.
+    /// Names and weights in the order of the model: fp32 masters, or what a frozen parameter holds (of 4 bits the fp32
+    /// numbers they stand for). An adapter's come last.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Tensor)> {
+        Self::weights_of(&self.blocks)
+    }
+
+    /// [`iter`](Self::iter) over the model's own parameters.
+    pub fn own(&self) -> impl Iterator<Item = (&str, Tensor)> {
+        Self::weights_of(&self.blocks[..self.own])
+    }
+
+    /// [`iter`](Self::iter) over what an adapter has added.
+    pub(crate) fn added(&self) -> impl Iterator<Item = (&str, Tensor)> {
+        Self::weights_of(&self.blocks[self.own..])
+    }
+
+    /// [`iter`](Self::iter) over the parameters that train: all that a run changes.
+    pub fn trained(&self) -> impl Iterator<Item = (&str, Tensor)> {
         self.blocks.iter().flat_map(|block| {
-            let whole = block.master.as_ref().unwrap_or(&block.compute);
-            block.parts.iter().map(move |part| (part.name.as_str(), part.view(&whole.detach())))
+            let parts = block.parts.iter().enumerate().filter(|(_, part)| part.trainable);
+            parts.map(move |(p, part)| (part.name.as_str(), block.weight(p)))
         })
     }
 
-    /// The weight of this name: the fp32 master, or the compute copy of a frozen model. A view: in-place updates count.
+    fn weights_of(blocks: &[Block]) -> impl Iterator<Item = (&str, Tensor)> {
+        blocks.iter().flat_map(|block| {
+            let parts = block.parts.iter().enumerate();
+            parts.map(move |(p, part)| (part.name.as_str(), block.weight(p)))
+        })
+    }
+
+    /// The weight of this name: the fp32 master, or the compute copy of a frozen one. A view: in-place updates count (but
+    /// not those of a weight in 4 bits).
     pub fn get(&self, name: &str) -> Option<Tensor> {
         let &(block, part) = self.index.get(name)?;
-        let block = &self.blocks[block];
-        let whole = block.master.as_ref().unwrap_or(&block.compute);
-        Some(block.parts[part].view(&whole.detach()))
+        Some(self.blocks[block].weight(part))
     }
 
     /// The fp32 gradient of this name as of the last [`gather_grads`](Self::gather_grads), if it has one.
@@ -173,14 +461,15 @@ impl Params {
         Some(block.parts[part].view(block.grad.as_ref()?))
     }
 
-    /// Chooses which parameters train, by name. Freezes all others. Has no effect on a frozen model.
+    /// Chooses which parameters train, by name. Freezes all others. Those without masters stay frozen.
     pub fn set_trainable(&mut self, choose: impl Fn(&str) -> bool) {
         for block in &mut self.blocks {
+            let Storage::Dense { master, compute } = &mut block.storage else { continue };
             for part in &mut block.parts {
-                part.trainable = block.master.is_some() && choose(&part.name);
+                part.trainable = master.is_some() && choose(&part.name);
             }
             let any = block.parts.iter().any(|part| part.trainable);
-            block.compute = block.compute.set_requires_grad(any);
+            *compute = compute.set_requires_grad(any);
         }
     }
 
@@ -190,14 +479,14 @@ impl Params {
     pub fn trainable(&mut self) -> Vec<Trainable<'_>> {
         let mut all = Vec::new();
         for block in &mut self.blocks {
-            let Some(master) = &block.master else { continue };
+            let Storage::Dense { master: Some(master), .. } = &block.storage else { continue };
             if !block.parts.iter().any(|part| part.trainable) {
                 continue;
             }
             let grad = &*block.grad.get_or_insert_with(|| master.zeros_like());
             for part in block.parts.iter().filter(|part| part.trainable) {
                 let (master, grad) = (part.view(master), part.view(grad));
-                all.push(Trainable { name: &part.name, master, grad });
+                all.push(Trainable { name: &part.name, master, grad, rate: part.rate });
             }
         }
         all
@@ -210,8 +499,8 @@ impl Params {
         }
         no_grad(|| {
             for block in &mut self.blocks {
-                if let Some(master) = &block.master {
-                    block.compute.copy_(master);
+                if let Storage::Dense { master: Some(master), compute } = &mut block.storage {
+                    compute.copy_(master);
                 }
             }
         });
@@ -227,12 +516,13 @@ impl Params {
     pub fn gather_grads(&mut self) -> Result<()> {
         let _guard = autograd::GradMode::set(false);
         for block in &mut self.blocks {
+            let Storage::Dense { master: Some(_), compute } = &block.storage else { continue };
             if self.precision == Precision::Fp32 {
-                let found = block.compute.grad();
+                let found = compute.grad();
                 block.grad = found.defined().then_some(found);
                 continue;
             }
-            let Some(found) = autograd::take_grad(&block.compute)? else { continue };
+            let Some(found) = autograd::take_grad(compute)? else { continue };
             match &mut block.grad {
                 Some(grad) => foreach::add_(&[grad], &[found], 1.0)?,
                 None => block.grad = Some(found.to_kind(Kind::Float)),
@@ -248,7 +538,9 @@ impl Params {
     pub fn clear_grads(&mut self) -> Result<()> {
         for block in &mut self.blocks {
             block.grad = None;
-            autograd::take_grad(&block.compute)?;
+            if let Some(compute) = block.compute() {
+                autograd::take_grad(compute)?;
+            }
         }
         Ok(())
     }

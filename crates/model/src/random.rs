@@ -42,6 +42,13 @@ impl Philox {
         bits as f64 / (1_u64 << 52) as f64
     }
 
+    /// Fills `values` with independent uniform numbers between minus and plus `bound`.
+    pub(crate) fn fill_uniform(self, stream: u64, bound: f64, values: &mut [f32]) {
+        for (i, value) in values.iter_mut().enumerate() {
+            *value = (bound * 2.0_f64.mul_add(self.uniform(stream, i as u64), -1.0)) as f32;
+        }
+    }
+
     /// Fills `values` with independent normal numbers of standard deviation `std` (Box and Muller 1958), on all cores.
     pub(crate) fn fill_normal(self, stream: u64, std: f64, values: &mut [f32]) {
         /// Numbers of one task; a multiple of 4, so that tasks do not share blocks.

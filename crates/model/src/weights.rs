@@ -1,5 +1,6 @@
 //! Hugging Face weight files: safetensors, one file or shards with an index, memory-mapped.
 
+pub(crate) mod four_bit;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -7,6 +8,7 @@ mod write;
 
 pub use read::WeightFiles;
 pub use write::{write, write_tensors};
+pub(crate) use write::write_tensors_with;
 
 use crate::config::Architecture;
 use safetensors::Dtype;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use stage::{Describe, Paths, Problems, StageConfig};
 use training::plan::{self, Tables};
-use training::settings::{Data, Samples, Save, Train};
+use training::settings::{Data, Peft, Samples, Save, Train};
 
 /// `configs/pretrain.toml`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -19,6 +19,8 @@ pub(crate) struct Config {
     model: ModelTable,
     data: Data,
     train: Train,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    peft: Option<Peft>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     samples: Option<Samples>,
     #[serde(default)]
@@ -59,8 +61,13 @@ impl StageConfig for Config {
 
     fn plan(self, _at: &Paths) -> Result<Plan, Problems> {
         let mut problems = Problems::new();
-        let Self { seed, model, data, train, samples, save, .. } = self;
-        let texts = plan::Plan::new(Tables { seed, data, train, samples, save }, &mut problems);
+        let Self { seed, model, data, train, peft, samples, save, .. } = self;
+        problems.check(
+            peft.is_none() || model.path.is_some(),
+            "peft",
+            "adapts a model that exists; give model.path",
+        );
+        let texts = plan::Plan::new(Tables { seed, data, train, peft, samples, save }, &mut problems);
         let tokenizer = texts.as_ref().map(|texts| &*texts.tokenizer);
         let start = start(&model, tokenizer, &mut problems);
         if let (Some(texts), Some(start)) = (&texts, &start) {

@@ -15,6 +15,7 @@
 
 mod config;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use model::{Decoder, LoadOptions};
@@ -47,9 +48,9 @@ fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     ctx.start()?;
     let precision = plan.texts.supervised.settings.precision;
     let options = LoadOptions { device, precision, trainable: true };
-    let mut decoder = match &plan.start {
-        Start::Fresh { config, .. } => Decoder::init(config, ctx.seed, &options)?,
-        Start::Model { dir, .. } => Decoder::load(dir, &options)?,
+    let (mut decoder, base) = match &plan.start {
+        Start::Fresh { config, .. } => (Decoder::init(config, ctx.seed, &options)?, None),
+        Start::Model { dir, .. } => (plan.texts.load(dir, None, ctx.seed, device)?, Some(dir)),
     };
-    train_on_texts(ctx, &mut decoder, &plan.texts)
+    train_on_texts(ctx, &mut decoder, &plan.texts, base.map(PathBuf::as_path))
 }

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use data::batch::PairBatch;
-use model::ModelConfig;
+use model::{Head, ModelConfig};
 use serde::{Deserialize, Serialize};
 use stage::{Describe, Paths, Problems, StageConfig};
 use training::evaluate::BestBy;
 use training::plan::{self, Tables};
-use training::settings::{Data, Save, Train};
+use training::settings::{Data, Peft, Save, Train};
 
 use crate::loss::ACCURACY;
 
@@ -23,6 +23,8 @@ pub(crate) struct Config {
     #[serde(default)]
     reward: Reward,
     train: Train,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    peft: Option<Peft>,
     #[serde(default)]
     save: Save,
 }
@@ -56,20 +58,21 @@ impl StageConfig for Config {
 
     fn plan(self, _at: &Paths) -> Result<Plan, Problems> {
         let mut problems = Problems::new();
-        let Self { seed, model, data, reward, train, save, .. } = self;
+        let Self { seed, model, data, reward, train, peft, save, .. } = self;
         let coefficient = reward.centering_coefficient;
         problems.check(
             coefficient.is_finite() && coefficient >= 0.0,
             "reward.centering_coefficient",
             format_args!("must be 0 or above, got {coefficient}"),
         );
-        let tables = Tables { seed, data, train, samples: None, save };
+        let tables = Tables { seed, data, train, peft, samples: None, save };
         let best = BestBy::Metric(ACCURACY);
         let pairs = plan::Plan::of_rows::<PairBatch>(tables, best, &mut problems);
         let key = "model.path";
         let found = problems.take(key, artifact::model_dir(&model.path));
         let model = found.and_then(|dir| {
-            let config = problems.take(key, ModelConfig::from_dir(&dir))?;
+            let mut config = problems.take(key, ModelConfig::from_dir(&dir))?;
+            config.set_head(Head::Score);
             Some((dir, config))
         });
         let (Some(pairs), Some((model_dir, model_config))) = (pairs, model) else {

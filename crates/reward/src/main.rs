@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! model/              Hugging Face layout: a sequence classifier of one label, with the tokenizer's files
+//! adapter/            with [peft] in its place, in PEFT's layout
 //! checkpoints/        to go on from after an interruption
 //! metrics.jsonl  tensorboard/
 //! samples.parquet     held-out pairs with their scores
@@ -24,9 +25,8 @@ use std::process::ExitCode;
 use data::batch::PairBatch;
 use data::tokenizer::Tokenizer;
 use model::config::Dropout;
-use model::{Decoder, Head, LoadOptions};
+use model::{Decoder, Head};
 use stage::{Context, Info, Results};
-use training::settings::Save;
 use training::stage_run::{find_device, record_inputs, save_model, sizes, warn_of_emulation};
 use training::supervised::train;
 
@@ -57,9 +57,7 @@ fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     record_inputs(ctx, &plan.pairs)?;
     ctx.start()?;
     let supervised = &plan.pairs.supervised;
-    let precision = supervised.settings.precision;
-    let options = LoadOptions { device, precision, trainable: true };
-    let mut decoder = Decoder::load_as(&plan.model_dir, Head::Score, ctx.seed, &options)?;
+    let mut decoder = plan.pairs.load(&plan.model_dir, Some(Head::Score), ctx.seed, device)?;
     // Off unless asked for: noise in the scores is noise in their order.
     let p = supervised.settings.dropout.unwrap_or(0.0);
     decoder.set_dropout(Dropout { embedding: p, attention: p, residual: p });
@@ -73,7 +71,7 @@ fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     let scored = Scored::new(ctx, &decoder, &files, supervised.settings.micro_batch_tokens, limit)?;
     let (mean, deviation) = scored.statistics();
     decoder.set_score_statistics(mean, deviation);
-    save(ctx, &mut decoder, &plan.pairs.tokenizer, &plan.pairs.save)?;
+    save(ctx, &mut decoder, &plan)?;
     scored.write_samples(ctx, &plan.pairs.tokenizer)?;
     results.extend(scored.results());
     results.extend(sizes(&decoder));
@@ -87,10 +85,9 @@ fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
 fn save(
     ctx: &mut Context,
     decoder: &mut Decoder,
-    tokenizer: &Tokenizer,
-    save: &Save,
+    plan: &Plan,
 ) -> anyhow::Result<()> {
-    let mut tokenizer = tokenizer.clone();
+    let mut tokenizer = Tokenizer::clone(&plan.pairs.tokenizer);
     let ends = tokenizer.stop_ids(None);
     let is_apart = |id: &u32| !ends.contains(id);
     if !tokenizer.pad_id().as_ref().is_some_and(is_apart) {
@@ -105,5 +102,6 @@ fn save(
             );
         }
     }
-    save_model(ctx, decoder, &tokenizer, save)
+    let trained = plan.pairs.trained(Some(&plan.model_dir));
+    save_model(ctx, decoder, &tokenizer, &plan.pairs.save, trained)
 }

@@ -6,7 +6,7 @@ use model::ModelConfig;
 use serde::{Deserialize, Serialize};
 use stage::{Describe, Paths, Problems, StageConfig};
 use training::plan::{self, Tables};
-use training::settings::{Data, Samples, Save, Train};
+use training::settings::{Data, Peft, Samples, Save, Train};
 
 /// `configs/sft.toml`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -17,6 +17,8 @@ pub(crate) struct Config {
     model: ModelTable,
     data: Data,
     train: Train,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    peft: Option<Peft>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     samples: Option<Samples>,
     #[serde(default)]
@@ -43,8 +45,8 @@ impl StageConfig for Config {
 
     fn plan(self, _at: &Paths) -> Result<Plan, Problems> {
         let mut problems = Problems::new();
-        let Self { seed, model, data, train, samples, save, .. } = self;
-        let texts = plan::Plan::new(Tables { seed, data, train, samples, save }, &mut problems);
+        let Self { seed, model, data, train, peft, samples, save, .. } = self;
+        let texts = plan::Plan::new(Tables { seed, data, train, peft, samples, save }, &mut problems);
         let key = "model.path";
         let found = problems.take(key, artifact::model_dir(&model.path));
         let model = found.and_then(|dir| {

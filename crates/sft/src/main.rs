@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! model/              Hugging Face layout, with the tokenizer's files and its chat template
+//! adapter/            with [peft] in its place, in PEFT's layout
 //! checkpoints/        to go on from after an interruption
 //! metrics.jsonl  tensorboard/
 //! samples.parquet     answers to held-out prompts, where the config names some
@@ -18,7 +19,6 @@ mod config;
 
 use std::process::ExitCode;
 
-use model::{Decoder, LoadOptions};
 use stage::{Context, Info, Results};
 use training::stage_run::{find_device, record_inputs, train_on_texts};
 
@@ -42,8 +42,6 @@ fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     ctx.input("model", &plan.model_dir)?;
     record_inputs(ctx, &plan.texts)?;
     ctx.start()?;
-    let precision = plan.texts.supervised.settings.precision;
-    let options = LoadOptions { device, precision, trainable: true };
-    let mut decoder = Decoder::load(&plan.model_dir, &options)?;
-    train_on_texts(ctx, &mut decoder, &plan.texts)
+    let mut decoder = plan.texts.load(&plan.model_dir, None, ctx.seed, device)?;
+    train_on_texts(ctx, &mut decoder, &plan.texts, Some(&plan.model_dir))
 }

@@ -143,6 +143,23 @@ unsafe extern "C" {
 }
 
 unsafe extern "C" {
+    pub(crate) fn te_four_bit_quantise(
+        numbers: Ptr,
+        midpoints: *const f32,
+        order: *const u8,
+        results: *mut Ptr,
+    ) -> *mut c_char;
+    pub(crate) fn te_four_bit_mean(numbers: Ptr, mean: *mut f32) -> *mut c_char;
+    pub(crate) fn te_four_bit_dequantise(
+        tensors: *const Ptr,
+        values: *const f32,
+        map: *const f32,
+        offset: f64,
+        out: Ptr,
+    ) -> *mut c_char;
+}
+
+unsafe extern "C" {
     pub(crate) fn te_attention_forward(
         qkv: *const Ptr,
         cu_seqlens: *const i64,

@@ -9,6 +9,7 @@
 //! | [`autograd`] | autograd nodes from Rust closures; `backward` and `grad` that return errors |
 //! | [`optim`] | fused `AdamW`, with moments of 32 or 8 bits |
 //! | [`blockwise`] | numbers in 8 bits |
+//! | [`four_bit`] | weights in 4 bits |
 //! | [`foreach`] | norm, scale, zero, add, copy, unscale over many tensors at once |
 //! | [`generator`] | the random generators' state |
 //! | [`attention`] | causal attention over a flat row of documents |
@@ -29,6 +30,7 @@ pub mod device;
 mod error;
 mod ffi;
 pub mod foreach;
+pub mod four_bit;
 pub mod fused;
 pub mod generator;
 pub mod head;

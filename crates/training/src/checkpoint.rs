@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use artifact::atomic::{self, AtomicDir};
 use artifact::{FORMAT_VERSION, Input};
-use model::Decoder;
+use model::{Decoder, Precision};
 use model::weights::{WeightFiles, write_tensors};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -244,6 +244,27 @@ pub fn prune(ctx: &Context, keep: usize, pinned: Option<u64>) -> anyhow::Result<
     Ok(())
 }
 
+/// Writes the weights into a checkpoint: the whole model in Hugging Face layout, so that it can be read as one, or beside an
+/// adapter what trains.
+///
+/// # Errors
+/// The file system's.
+pub fn save_weights(decoder: &Decoder, dir: &Path) -> anyhow::Result<()> {
+    if decoder.adapter().is_none() {
+        decoder.save(dir, Precision::Fp32, u64::MAX)?;
+        return Ok(());
+    }
+    let trained = decoder.params().trained();
+    let tensors: Vec<_> = trained.map(|(name, tensor)| (name.to_owned(), tensor)).collect();
+    Ok(write_tensors(&weights_of(dir, decoder), &tensors)?)
+}
+
+/// The file of a checkpoint that [`save_weights`] makes.
+#[must_use]
+pub fn weights_of(dir: &Path, decoder: &Decoder) -> PathBuf {
+    dir.join(if decoder.adapter().is_some() { "trained.safetensors" } else { "model.safetensors" })
+}
+
 /// Puts an optimiser's state back.
 ///
 /// # Errors
@@ -256,7 +277,7 @@ pub fn load_optimizer(optimizer: &mut AdamW, path: &Path) -> anyhow::Result<()> 
 }
 
 /// Sets a model's masters, and with them the compute copies, from a checkpoint's weights: each from the first of `files` that
-/// has it.
+/// has it. Beside an adapter those that train.
 ///
 /// # Errors
 /// A file that cannot be read; a weight that is missing or of another shape.
@@ -265,7 +286,12 @@ pub fn load_weights(decoder: &mut Decoder, files: &[&Path]) -> anyhow::Result<()
     for path in files.iter().filter(|path| path.exists()) {
         opened.push((path, WeightFiles::open_file(path)?));
     }
-    for (name, weight) in decoder.params().iter() {
+    let params = decoder.params();
+    let weights: Vec<(&str, Tensor)> = match decoder.adapter() {
+        Some(_) => params.trained().collect(),
+        None => params.iter().collect(),
+    };
+    for (name, weight) in weights {
         let found = opened.iter().find(|(_, file)| file.shape(name).is_some());
         let (path, file) = found.with_context(|| {
             let first = files.first().map(|path| path.display().to_string()).unwrap_or_default();

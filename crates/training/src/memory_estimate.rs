@@ -3,6 +3,7 @@
 use data::batch::BatchSize;
 use model::{Architecture, Checkpointing, ModelConfig, Precision};
 
+use crate::peft;
 use crate::settings::Train;
 
 /// Bytes by what they are for. An estimate: libtorch itself (about 300 MB) and allocator slack come on top.
@@ -19,9 +20,15 @@ pub struct MemoryEstimate {
 }
 
 impl MemoryEstimate {
-    /// For training all parameters of a model; rows have at most `longest_row` tokens.
-    pub fn new(config: &ModelConfig, train: &Train, longest_row: u64) -> Self {
-        let parameters = config.num_parameters();
+    /// For training all parameters of a model, or an adapter; rows have at most `longest_row` tokens.
+    pub fn new(
+        config: &ModelConfig,
+        train: &Train,
+        peft: Option<&peft::Plan>,
+        longest_row: u64,
+    ) -> Self {
+        let adapted = peft.map(|plan| plan.sizes(config, train.precision));
+        let (parameters, frozen) = adapted.unwrap_or((config.num_parameters(), 0));
         let bytes = train.precision.size() as u64;
         let copies = if train.precision == Precision::Fp32 { 0 } else { bytes };
         let step = match train.batch_size {
@@ -30,11 +37,11 @@ impl MemoryEstimate {
         };
         let tokens = (train.micro_batch_tokens as u64).min(step).max(longest_row);
         Self {
-            weights: parameters * (4 + copies),
+            weights: frozen + parameters * (4 + copies),
             // The copies' gradients go as the masters' come, and meet them from the second micro-batch on.
             gradients: parameters * (4 + if tokens < step { copies } else { 0 }),
             // In 8 bits, embeddings aside; vectors are too few to count.
-            optimizer: if train.optimizer.optim_bits == 8 {
+            optimizer: if train.optimizer.optim_bits == 8 && peft.is_none() {
                 let looked_up = config.num_embedding_parameters();
                 (parameters - looked_up) * 2 + looked_up * 8
             } else {
@@ -98,21 +105,21 @@ mod tests {
         }))
         .unwrap();
         let n = config.num_parameters();
-        let plain = MemoryEstimate::new(&config, &train(""), 64);
+        let plain = MemoryEstimate::new(&config, &train(""), None, 64);
         assert_eq!(plain.weights + plain.gradients + plain.optimizer, 16 * n);
-        let half = MemoryEstimate::new(&config, &train("precision = \"bf16\""), 64);
+        let half = MemoryEstimate::new(&config, &train("precision = \"bf16\""), None, 64);
         assert_eq!(half.weights + half.gradients + half.optimizer, 20 * n);
         let mut whole = train("precision = \"bf16\"");
         whole.micro_batch_tokens = 1024;
-        let whole = MemoryEstimate::new(&config, &whole, 64);
+        let whole = MemoryEstimate::new(&config, &whole, None, 64);
         assert_eq!(whole.weights + whole.gradients + whole.optimizer, 18 * n);
-        let eight = MemoryEstimate::new(&config, &train("optimizer.optim_bits = 8"), 64);
+        let eight = MemoryEstimate::new(&config, &train("optimizer.optim_bits = 8"), None, 64);
         assert_eq!(eight.optimizer, 2 * (n - 800) + 8 * 800);
         assert!(half.activations < plain.activations);
         let frugal =
-            MemoryEstimate::new(&config, &train("activation_checkpointing = \"layer\""), 64);
+            MemoryEstimate::new(&config, &train("activation_checkpointing = \"layer\""), None, 64);
         assert!(frugal.activations < plain.activations);
-        let part = MemoryEstimate::new(&config, &train("activation_checkpointing = \"mlp\""), 64);
+        let part = MemoryEstimate::new(&config, &train("activation_checkpointing = \"mlp\""), None, 64);
         assert!(frugal.activations < part.activations && part.activations < plain.activations);
         assert_eq!(plain.total(), 16 * n + plain.activations);
     }

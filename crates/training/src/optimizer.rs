@@ -11,19 +11,24 @@ use crate::settings;
 
 /// AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2) over named fp32 tensors.
 ///
+/// A parameter's learning rate is the settings' times its [`Trainable::rate`].
+///
 /// # Deviations
 /// 1. Weight decay acts on tensors of two or more dimensions only; biases and norm weights are not decayed.
 /// 2. `learning_rate` multiplies the decay as in PyTorch, where the paper's η is the schedule factor alone.
 #[derive(Debug)]
 pub struct AdamW {
-    decayed: Group,
-    plain: Group,
+    groups: Vec<Group>,
     settings: settings::Optimizer,
 }
 
-/// Parameters that share a weight decay, in the order of the model's parameters.
-#[derive(Debug, Default)]
-struct Group(Vec<State>);
+/// Parameters that share weight decay and learning rate, in the order of the model's parameters.
+#[derive(Debug)]
+struct Group {
+    decays: bool,
+    rate: f64,
+    states: Vec<State>,
+}
 
 /// What is kept of one parameter.
 #[derive(Debug)]
@@ -76,15 +81,20 @@ impl State {
 }
 
 impl Group {
+    /// Whether a parameter belongs here.
+    fn takes(&self, weight: &Trainable<'_>) -> bool {
+        self.decays == decays(weight) && self.rate == weight.rate
+    }
+
     fn step(&mut self, weights: &[&Trainable<'_>], options: &AdamWOptions) -> anyhow::Result<()> {
-        let own = self.0.iter().map(|state| state.name.as_str());
+        let own = self.states.iter().map(|state| state.name.as_str());
         ensure!(
             own.eq(weights.iter().map(|weight| weight.name)),
-            "the trainable parameters are not those the optimiser was made for"
+            OTHERS
         );
         // All full ones in one call.
         let [mut masters, mut grads, mut firsts, mut seconds, mut steps] = [(); 5].map(|()| vec![]);
-        for (state, weight) in self.0.iter_mut().zip(weights) {
+        for (state, weight) in self.states.iter_mut().zip(weights) {
             match &mut state.moments {
                 Moments::Full([first, second]) => {
                     masters.push(&weight.master);
@@ -107,12 +117,14 @@ impl Group {
 
     /// `(key, tensor)` for every piece of state; the tensors share storage with the state.
     fn entries(&self) -> impl Iterator<Item = (String, Tensor)> {
-        self.0.iter().flat_map(|state| {
+        self.states.iter().flat_map(|state| {
             let pieces = state.pieces().into_iter();
             pieces.map(|(kind, tensor)| (format!("{kind}.{}", state.name), tensor.shallow_clone()))
         })
     }
 }
+
+const OTHERS: &str = "the trainable parameters are not those the optimiser was made for";
 
 /// Whether weight decay acts on this parameter.
 fn decays(weight: &Trainable<'_>) -> bool {
@@ -123,12 +135,28 @@ impl AdamW {
     /// An optimiser with zero state over `parameters`.
     #[must_use]
     pub fn new(parameters: &[Trainable<'_>], settings: &settings::Optimizer) -> Self {
-        let (mut decayed, mut plain) = (Group::default(), Group::default());
-        for weight in parameters {
-            let group = if decays(weight) { &mut decayed } else { &mut plain };
-            group.0.push(State::new(weight, settings.optim_bits));
+        // Decayed ones first.
+        let mut groups: Vec<Group> = Vec::new();
+        for decayed in [true, false] {
+            for weight in parameters.iter().filter(|weight| decays(weight) == decayed) {
+                let state = State::new(weight, settings.optim_bits);
+                match groups.iter_mut().find(|group| group.takes(weight)) {
+                    Some(group) => group.states.push(state),
+                    None => {
+                        let rate = weight.rate;
+                        groups.push(Group { decays: decayed, rate, states: vec![state] });
+                    }
+                }
+            }
         }
-        Self { decayed, plain, settings: settings.clone() }
+        Self { groups, settings: settings.clone() }
+    }
+
+    /// Bytes of all state.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let pieces = self.state().into_iter();
+        pieces.map(|(_, piece)| piece.numel() * piece.kind().elt_size_in_bytes()).sum()
     }
 
     /// One update of `parameters`, the same as at [`Self::new`], from their gradients at `factor` times the peak
@@ -137,19 +165,21 @@ impl AdamW {
     /// # Errors
     /// Other parameters than at the start, or whatever libtorch reports.
     pub fn step(&mut self, parameters: &[Trainable<'_>], factor: f64) -> anyhow::Result<()> {
+        let known = parameters.iter().filter(|p| self.groups.iter().any(|group| group.takes(p)));
+        ensure!(known.count() == parameters.len(), OTHERS);
         let settings = &self.settings;
-        let mut options = AdamWOptions {
-            lr: settings.learning_rate * factor,
-            beta1: settings.adam_beta1,
-            beta2: settings.adam_beta2,
-            eps: settings.adam_epsilon,
-            weight_decay: settings.weight_decay,
-        };
-        let (matrices, vectors): (Vec<_>, Vec<_>) =
-            parameters.iter().partition(|weight| decays(weight));
-        self.decayed.step(&matrices, &options)?;
-        options.weight_decay = 0.0;
-        self.plain.step(&vectors, &options)
+        for group in &mut self.groups {
+            let options = AdamWOptions {
+                lr: settings.learning_rate * factor * group.rate,
+                beta1: settings.adam_beta1,
+                beta2: settings.adam_beta2,
+                eps: settings.adam_epsilon,
+                weight_decay: if group.decays { settings.weight_decay } else { 0.0 },
+            };
+            let own: Vec<_> = parameters.iter().filter(|weight| group.takes(weight)).collect();
+            group.step(&own, &options)?;
+        }
+        Ok(())
     }
 
     /// What gradients are clipped to.
@@ -163,7 +193,7 @@ impl AdamW {
     /// tensors share storage with the state.
     #[must_use]
     pub fn state(&self) -> Vec<(String, Tensor)> {
-        self.decayed.entries().chain(self.plain.entries()).collect()
+        self.groups.iter().flat_map(Group::entries).collect()
     }
 
     /// Puts back what [`Self::state`] gave.
@@ -185,7 +215,7 @@ impl AdamW {
             ensure!(stored == kind, "the optimiser state's `{key}` is {stored:?}, not {kind:?}");
             tch::no_grad(|| tensor.shallow_clone().copy_(value));
         }
-        for state in self.decayed.0.iter_mut().chain(&mut self.plain.0) {
+        for state in self.groups.iter_mut().flat_map(|group| &mut group.states) {
             state.taken = None;
         }
         if saved.len() > own.len() {
@@ -273,7 +303,7 @@ mod tests {
             .into_iter()
             .map(|(name, shape)| {
                 let master = Tensor::ones(shape, (Kind::Float, tch::Device::Cpu));
-                Trainable { name, grad: master.full_like(2.0), master }
+                Trainable { name, grad: master.full_like(2.0), master, rate: 1.0 }
             })
             .collect()
     }
@@ -290,6 +320,19 @@ mod tests {
         let got = values(&weights);
         assert!((got[0] - (1.0 - 0.05 - 0.1)).abs() < 1e-6, "{got:?}");
         assert!((got[1] - (1.0 - 0.1)).abs() < 1e-6, "{got:?}");
+    }
+
+    #[test]
+    fn a_parameter_may_have_its_own_learning_rate() {
+        let mut weights = weights();
+        weights[1].rate = 4.0;
+        let mut optimizer = AdamW::new(&weights, &settings());
+        optimizer.step(&weights, 0.5).unwrap();
+        let got = values(&weights);
+        assert!((got[0] - (1.0 - 0.025 - 0.05)).abs() < 1e-6, "{got:?}");
+        assert!((got[1] - (1.0 - 0.2)).abs() < 1e-6, "{got:?}");
+        // Two moments and a step counter of each.
+        assert_eq!(optimizer.bytes(), 2 * 3 * 4);
     }
 
     #[test]
@@ -321,7 +364,7 @@ mod tests {
                 let numbers =
                     Tensor::arange(master.numel() as i64, (Kind::Float, tch::Device::Cpu));
                 let grad = (numbers * 0.37).sin().view(shape.as_slice());
-                Trainable { name, grad, master }
+                Trainable { name, grad, master, rate: 1.0 }
             })
             .collect()
     }

@@ -12,13 +12,15 @@ use data::batch::{Batch, BatchSize, Batcher, FlatBatch};
 use data::dataset::{Dataset, DatasetError, Order, RowSource};
 use data::template::ChatTemplate;
 use data::tokenizer::Tokenizer;
-use model::ModelConfig;
+use model::{Decoder, Head, LoadOptions, ModelConfig};
 use stage::{Problems, human_bytes};
+use tch::Device;
 
 use crate::evaluate::{BestBy, Validation};
 use crate::memory_estimate::MemoryEstimate;
+use crate::peft::{self, Trained};
 use crate::respond::Prompts;
-use crate::settings::{Data, Samples, Save, Train};
+use crate::settings::{Data, Peft, Samples, Save, Train};
 use crate::supervised::Supervised;
 
 /// The tables that every supervised stage's config has beside its model.
@@ -30,6 +32,8 @@ pub struct Tables {
     pub data: Data,
     /// `[train]`.
     pub train: Train,
+    /// `[peft]`.
+    pub peft: Option<Peft>,
     /// `[samples]`.
     pub samples: Option<Samples>,
     /// `[save]`.
@@ -48,6 +52,8 @@ pub struct Plan {
     pub prompts: Option<Prompts>,
     /// How the model is written.
     pub save: Save,
+    /// The adapter to train in place of the whole model.
+    pub peft: Option<peft::Plan>,
     meta: TokenMeta,
     longest_row: u64,
     summary: String,
@@ -70,7 +76,9 @@ impl Plan {
         best_by: BestBy,
         problems: &mut Problems,
     ) -> Option<Self> {
-        let Tables { seed, data, train, samples, save } = tables;
+        let Tables { seed, data, train, peft, samples, save } = tables;
+        let adapted = peft.is_some();
+        let peft = peft.and_then(|table| peft::Plan::new(table, problems));
         let mut own = train.problems();
         for (key, set) in [
             ("eval.every_steps", train.eval.every_steps.is_some()),
@@ -110,7 +118,7 @@ impl Plan {
             }
         }
         let tokenizer = find_tokenizer(&data, rows.meta(), problems);
-        if !usable {
+        if !usable || (adapted && peft.is_none()) {
             return None;
         }
         let (epochs, total_steps) = problems.take("data.train", total_steps::<B>(&train, &rows))?;
@@ -146,8 +154,30 @@ impl Plan {
             tokenizer_path,
             prompts,
             save,
+            peft,
             summary,
         })
+    }
+
+    /// The adapter and the model it is trained over, for writing it.
+    pub fn trained<'a>(&'a self, base: Option<&'a Path>) -> Option<Trained<'a>> {
+        Some(Trained { plan: self.peft.as_ref()?, base: base? })
+    }
+
+    /// Reads the model to train from `dir`: all of it, or the adapter that `[peft]` says.
+    ///
+    /// # Errors
+    /// As [`peft::load`].
+    pub fn load(
+        &self,
+        dir: &Path,
+        head: Option<Head>,
+        seed: u64,
+        device: Device,
+    ) -> anyhow::Result<Decoder> {
+        let precision = self.supervised.settings.precision;
+        let options = LoadOptions { device, precision, trainable: true };
+        peft::load(dir, head, seed, options, self.peft.as_ref())
     }
 
     /// Checks that a model can take the data: every id in its vocabulary, every row within its positions, and where it
@@ -179,6 +209,9 @@ impl Plan {
                  tokens; run data-prep with max_length = {positions} or less"
             ),
         );
+        if let Some(peft) = &self.peft {
+            peft.check_model(config, problems);
+        }
         if let Some(prompts) = &self.prompts {
             problems.take("samples.prompts", prompts.check_context(positions));
         }
@@ -201,12 +234,15 @@ impl Plan {
             config.num_hidden_layers,
             config.hidden_size
         );
+        if let Some(peft) = &self.peft {
+            out.push_str(&peft.describe(config));
+        }
         let _ = writeln!(out, "tokenizer   {}", self.tokenizer_path.display());
         out.push_str(&self.summary);
         if let Some(prompts) = &self.prompts {
             let _ = writeln!(out, "samples     {}", prompts.path().display());
         }
-        let memory = MemoryEstimate::new(config, &self.supervised.settings, self.longest_row);
+        let memory = MemoryEstimate::new(config, &self.supervised.settings, self.peft.as_ref(), self.longest_row);
         let _ = writeln!(
             out,
             "memory      about {} (weights {}, gradients {}, optimiser {}, activations {})",

@@ -1,9 +1,10 @@
-//! The config tables that training stages share. A stage's config has them as keys: `[data]`, `[train]`, `[samples]`,
-//! `[save]`.
+//! The config tables that training stages share. A stage's config has them as keys: `[data]`, `[train]`, `[peft]`,
+//! `[samples]`, `[save]`.
 
 use std::path::PathBuf;
 
 use data::batch::{BatchConfig, BatchSize};
+use model::peft::{Method, Quantization};
 use model::{Checkpointing, Precision};
 use serde::{Deserialize, Serialize};
 use stage::Problems;
@@ -206,6 +207,26 @@ impl Default for Save {
     fn default() -> Self {
         Self { precision: Precision::Fp32, max_shard_mb: 5000 }
     }
+}
+
+/// `[peft]`: trains an adapter while the model stays as it is. Exactly one of `method` and `adapter`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Peft {
+    /// A new adapter: one of `[peft.method.lora]`, `ia3`, `bottleneck`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
+    /// An adapter to go on from: a directory in PEFT's layout, or the run directory of a stage that made one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<PathBuf>,
+    /// Modules trained whole beside a new adapter, by the ends of their names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub modules_to_save: Vec<String>,
+    /// Keeps the model's linear layers in 4 bits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<Quantization>,
+    /// Also writes `model/`, with the adapter in the weights.
+    pub merge: bool,
 }
 
 impl Train {

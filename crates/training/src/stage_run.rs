@@ -1,5 +1,7 @@
 //! What every training stage does around its loop: the device at the start, the model's files at the end.
 
+use std::path::Path;
+
 use data::tokenizer::Tokenizer;
 use model::{Decoder, Precision};
 use serde_json::{Map, Value};
@@ -8,6 +10,7 @@ use tch::Device;
 use torch_ext::device;
 
 use crate::loss::next_token_loss;
+use crate::peft::{self, Trained};
 use crate::plan::Plan;
 use crate::respond::respond;
 use crate::settings::Save;
@@ -44,14 +47,17 @@ pub fn record_inputs(ctx: &mut Context, plan: &Plan) -> anyhow::Result<()> {
         ctx.input("validation", file)?;
     }
     ctx.input("tokenizer", &plan.tokenizer_path)?;
+    if let Some(adapter) = plan.peft.as_ref().and_then(peft::Plan::input) {
+        ctx.input("adapter", adapter)?;
+    }
     if let Some(prompts) = &plan.prompts {
         ctx.input("prompts", prompts.path())?;
     }
     Ok(())
 }
 
-/// Trains on texts, writes the model, and lets it answer the prompts there are: what pre-training and fine-tuning have
-/// in common. Returns what the manifest reports.
+/// Trains on texts, writes the model or the adapter over `base`, and lets it answer the prompts there are: what
+/// pre-training and fine-tuning have in common. Returns what the manifest reports.
 ///
 /// # Errors
 /// As [`train`], and the file system's.
@@ -59,13 +65,14 @@ pub fn train_on_texts(
     ctx: &mut Context,
     decoder: &mut Decoder,
     plan: &Plan,
+    base: Option<&Path>,
 ) -> anyhow::Result<Map<String, Value>> {
     if let Some(p) = plan.supervised.settings.dropout {
         decoder.set_dropout(model::config::Dropout { embedding: p, attention: p, residual: p });
     }
     warn_of_emulation(decoder);
     let mut results = train(ctx, decoder, &plan.supervised, &next_token_loss)?;
-    save_model(ctx, decoder, &plan.tokenizer, &plan.save)?;
+    save_model(ctx, decoder, &plan.tokenizer, &plan.save, plan.trained(base))?;
     match &plan.prompts {
         Some(prompts) => results.extend(respond(ctx, decoder, &plan.tokenizer, prompts)?),
         // Those of an earlier run are not this one's.
@@ -87,22 +94,50 @@ pub fn warn_of_emulation(decoder: &Decoder) {
     }
 }
 
-/// For the manifest: `peak_memory_bytes` of the run and `parameters` of its model.
+/// For the manifest: `peak_memory_bytes` of the run, `parameters` of its model, and with an adapter
+/// `trainable_parameters`.
 #[must_use]
 pub fn sizes(decoder: &Decoder) -> Map<String, Value> {
     let peak = crate::meter::peak_memory_bytes(decoder.device());
-    Map::from_iter([
+    let mut sizes = Map::from_iter([
         ("peak_memory_bytes".to_owned(), peak.into()),
         ("parameters".to_owned(), decoder.config().num_parameters().into()),
-    ])
+    ]);
+    if decoder.adapter().is_some() {
+        sizes.insert("trainable_parameters".to_owned(), decoder.params().num_trainable().into());
+    }
+    sizes
 }
 
-/// Writes `model/`: weights, configs and the tokenizer's files, with the tokenizer's special tokens in the configs.
+/// Writes `model/`: weights, configs and the tokenizer's files, with the tokenizer's special tokens in the configs. Of a
+/// trained adapter `adapter/` instead, and `model/` where a merge is asked for.
 ///
 /// # Errors
 /// The file system's.
 pub fn save_model(
     ctx: &mut Context,
+    decoder: &mut Decoder,
+    tokenizer: &Tokenizer,
+    save: &Save,
+    trained: Option<Trained<'_>>,
+) -> anyhow::Result<()> {
+    match trained {
+        None => {
+            write_model(ctx, decoder, tokenizer, save)?;
+            ctx.run_dir.remove_adapter()?;
+        }
+        Some(trained) => match peft::save(ctx, decoder, tokenizer, trained)? {
+            Some(mut merged) => write_model(ctx, &mut merged, tokenizer, save)?,
+            None => ctx.run_dir.remove_model()?,
+        },
+    }
+    ctx.tokenizer = Some(tokenizer.digest());
+    ctx.chat_template = tokenizer.chat_template_digest();
+    Ok(())
+}
+
+fn write_model(
+    ctx: &Context,
     decoder: &mut Decoder,
     tokenizer: &Tokenizer,
     save: &Save,
@@ -116,7 +151,5 @@ pub fn save_model(
     let dir = ctx.run_dir.model_dir();
     decoder.save(&dir, save.precision, save.max_shard_mb.saturating_mul(1_000_000))?;
     tokenizer.save(&dir)?;
-    ctx.tokenizer = Some(tokenizer.digest());
-    ctx.chat_template = tokenizer.chat_template_digest();
     Ok(())
 }

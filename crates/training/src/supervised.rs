@@ -26,13 +26,13 @@ use torch_ext::autograd;
 use crate::checkpoint;
 use crate::evaluate::{BestBy, EvalResult, Validation, evaluate};
 use crate::loss::LossFn;
+use crate::memory_use::{Before, MemoryUse};
 use crate::meter::Meter;
 use crate::optimizer::{AdamW, LossScale};
 use crate::settings::Train;
 use crate::update::{Applied, apply};
 
 const OPTIMIZER: &str = "optimizer.safetensors";
-const WEIGHTS: &str = "model.safetensors";
 
 /// What the loop works from.
 #[derive(Debug, Clone)]
@@ -144,6 +144,8 @@ struct Run<'a, B: Batch> {
     learning_rate: f64,
     grad_norm: f64,
     meter: Meter,
+    /// Of the first step.
+    memory: Option<MemoryUse>,
 }
 
 impl<'a, B: Batch> Run<'a, B> {
@@ -167,7 +169,8 @@ impl<'a, B: Batch> Run<'a, B> {
         let mut saved_at = None;
         if let Some(resumed) = checkpoint::resume::<State>(ctx, decoder.device())? {
             let path = &resumed.path;
-            checkpoint::load_weights(decoder, &[&path.join(WEIGHTS)]).hint(checkpoint::DAMAGED)?;
+            let weights = checkpoint::weights_of(path, decoder);
+            checkpoint::load_weights(decoder, &[&weights]).hint(checkpoint::DAMAGED)?;
             checkpoint::load_optimizer(&mut optimizer, &path.join(OPTIMIZER))
                 .hint(checkpoint::DAMAGED)?;
             batches.seek(resumed.state.cursor)?;
@@ -188,6 +191,7 @@ impl<'a, B: Batch> Run<'a, B> {
             saved_at,
             learning_rate: 0.0,
             grad_norm: f64::NAN,
+            memory: None,
         })
     }
 
@@ -203,7 +207,13 @@ impl<'a, B: Batch> Run<'a, B> {
         let settings = &self.plan.settings;
         let precision = self.decoder.precision();
         let mut loss_scale = self.state.loss_scale.unwrap_or_else(|| LossScale::new(precision));
+        let before = self.memory.is_none().then(|| Before::new(self.decoder.device()));
         let (names, sums) = self.accumulate(step, loss_scale.scale)?;
+        if let Some(before) = before {
+            let memory = before.measure(self.decoder.params(), self.optimizer.bytes());
+            tracing::info!("memory: {memory}");
+            self.memory = Some(memory);
+        }
         let factor = settings.schedule.factor(self.state.step, self.plan.total_steps);
         let Applied { grad_norm, sums, finite } =
             apply(self.decoder, &mut self.optimizer, factor, &mut loss_scale, &sums)?;
@@ -368,7 +378,7 @@ impl<'a, B: Batch> Run<'a, B> {
         let step = self.state.step;
         let tokenizer = self.plan.tokenizer.as_deref();
         let write = |dir: &Path| {
-            decoder.save(dir, Precision::Fp32, u64::MAX)?;
+            checkpoint::save_weights(decoder, dir)?;
             tokenizer.map_or(Ok(()), |tokenizer| tokenizer.save(dir))?;
             Ok(write_tensors(&dir.join(OPTIMIZER), &optimizer.state())?)
         };
@@ -383,7 +393,7 @@ impl<'a, B: Batch> Run<'a, B> {
 
     /// Puts the best weights in place where they are asked for, and sums the run up.
     fn finish(self) -> anyhow::Result<Results> {
-        let Self { ctx, decoder, plan, state, meter, .. } = self;
+        let Self { ctx, decoder, plan, state, meter, memory, .. } = self;
         ensure!(state.step > 0, "the data gave no step; is every row without targets?");
         let mut results = Results::new();
         let mut put = |name: &str, value: serde_json::Value| {
@@ -397,6 +407,9 @@ impl<'a, B: Batch> Run<'a, B> {
         for (name, value) in eval.into_iter().flat_map(EvalResult::values) {
             put(&name, json!(value));
         }
+        if let Some(memory) = memory {
+            put("memory", json!(memory));
+        }
         put("skipped_steps", json!(state.skipped_steps));
         put("tokens_per_second", json!(meter.rate()));
         if let Some(best) = &state.best {
@@ -404,10 +417,8 @@ impl<'a, B: Batch> Run<'a, B> {
             put("best_step", json!(best.step));
         }
         if let Some(best) = handed_on.filter(|best| best.step != state.step) {
-            checkpoint::load_weights(
-                decoder,
-                &[&checkpoint::path_of(ctx, best.step).join(WEIGHTS)],
-            )?;
+            let weights = checkpoint::weights_of(&checkpoint::path_of(ctx, best.step), decoder);
+            checkpoint::load_weights(decoder, &[&weights])?;
         }
         decoder.set_training(false);
         Ok(results)

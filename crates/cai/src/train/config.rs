@@ -8,7 +8,7 @@ use data::tokenizer::Tokenizer;
 use model::{Head, ModelConfig};
 use serde::{Deserialize, Serialize};
 use stage::{Describe, Paths, Problems, StageConfig};
-use training::settings::{Save, Train};
+use training::settings::{Peft, Save, Train};
 
 use crate::shared::{Asked, ConstitutionTable, Principles, read_prompts};
 use crate::speaker::{ModelTable, Source, shown};
@@ -24,6 +24,8 @@ pub(crate) struct Config {
     pub(crate) constitution: ConstitutionTable,
     pub(crate) mix: Mix,
     pub(crate) train: Train,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) peft: Option<Peft>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) eval: Option<Eval>,
     #[serde(default)]

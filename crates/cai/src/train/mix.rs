@@ -90,6 +90,7 @@ pub(crate) fn plan(ctx: &Context, plan: &Plan) -> anyhow::Result<plan::Plan> {
         seed: config.seed,
         data,
         train: config.train.clone(),
+        peft: config.peft.clone(),
         samples: None,
         save: config.save.clone(),
     };

@@ -313,7 +313,9 @@ fn shipped_configs_are_valid() {
     };
     assert_eq!(check("configs/data-prep.toml"), (Some(0), String::new()));
     // The examples name files of the user's; that they are missing must be all that is wrong.
-    for name in ["alpaca", "korean", "preferences", "prompts"] {
+    let names =
+        ["alpaca", "dialogsum", "korean", "medquad", "preferences", "prompts", "pubmedqa", "sae4k"];
+    for name in names {
         let example = &format!("configs/examples/data-prep-{name}.toml");
         let (code, stderr) = check(example);
         assert_eq!(code, Some(2), "{stderr}");

@@ -91,8 +91,10 @@ fn the_number_of_threads_and_earlier_runs_change_nothing() {
         names,
         [
             "config.toml",
+            "data/chat/prompts.parquet",
             "data/chat/train.parquet",
             "data/chat/validation.parquet",
+            "data/pairs/prompts.parquet",
             "data/pairs/train-prompts.parquet",
             "data/pairs/train.parquet",
             "data/pairs/validation.parquet",

@@ -151,7 +151,7 @@ fn every_form_becomes_pair_rows() {
     assert_eq!(prompts[6].prompt, user("7"));
     assert_eq!((prompts[6].answer.as_deref(), &prompts[6].checker), (Some("여덟"), &None));
     assert_eq!(prompts[0].task.as_deref(), Some("add"));
-    assert!(!yard.path("run/data/pairs/prompts.parquet").exists());
+    assert!(!yard.path("run/data/pairs/prompts.parquet").exists(), "nothing is held out");
 
     for line in [
         "pairs: 8 records read, 12 pairs in them, 12 kept, 0 dropped\n",
@@ -295,7 +295,7 @@ fn a_token_across_the_border_is_reported() {
     );
 }
 
-/// Held-out pairs with a checker give their prompts, once each; so do those of the training split
+/// Held-out pairs give their prompts, once each; so do those of the training split
 /// where it is asked for.
 #[test]
 fn prompts_of_both_splits() {

@@ -213,10 +213,43 @@ fn training_prompts_of_conversations_and_completions() {
         let rows = TokenReader::open(file).unwrap().read_row_group(0).unwrap();
         let ids = tokenizer.encode(&prompt, false).unwrap().ids;
         assert!(rows.row(0).0.iter().map(|id| *id as u32).take(ids.len()).eq(ids));
-        assert!(
-            !yard.path(&format!("run/data/{kind}/prompts.parquet")).exists(),
-            "held-out ones are for records with a checker"
-        );
         assert_eq!(yard.results("run")["datasets"][kind]["train_prompts"], 5);
     }
+}
+
+/// Every held-out record is a prompt with what is to follow it, although none has a checker: a field `answer` that is the
+/// source of the completion, or something else, does not stand in for it.
+#[test]
+fn held_out_prompts_carry_the_reference() {
+    let yard = Yard::new();
+    let record = |n: usize| {
+        json!({"q": format!("질문 {n}?"), "answer": format!("{n} 하나. {n} 둘."),
+               "split": if n < 4 { "train" } else { "test" }})
+    };
+    let records = (0..7).map(|n| record(n).to_string()).collect::<Vec<_>>().join("\n");
+    yard.write("qa.jsonl", records);
+    let table = |kind: &str| {
+        format!(
+            "[datasets.{kind}]\nkind = \"{kind}\"\nsources = [\"qa.jsonl\"]\nmax_length = 64\n\
+             split_field = \"split\"\nmapping.prompt = \"q\"\n\
+             mapping.completion_template = \" {{{{ answer.split('. ')[0] }}}}\"\n"
+        )
+    };
+    let ran = yard.prepare(&format!(
+        "{BASE}{}{}[datasets.text]\nkind = \"text\"\nsources = [\"qa.jsonl\"]\nmax_length = 64\n\
+         split_field = \"split\"\nmapping.text = \"answer\"\n",
+        table("chat"),
+        table("completion")
+    ));
+    for (kind, blank) in [("chat", ""), ("completion", " ")] {
+        let found = read(&yard, &format!("{kind}/prompts"));
+        let answers: Vec<&str> = found.iter().map(|row| row.answer.as_deref().unwrap()).collect();
+        assert_eq!(answers, [4, 5, 6].map(|n| format!("{blank}{n} 하나")));
+        assert!(found.iter().all(|row| row.checker.is_none() && row.task.is_none()));
+        assert_eq!(yard.results("run")["datasets"][kind]["prompts"], 3);
+    }
+    assert_eq!(texts(&read(&yard, "completion/prompts"))[0], "<|bos|>질문 4?");
+    assert_eq!(texts(&read(&yard, "chat/prompts"))[0], user("질문 4?"));
+    assert!(ran.stdout.contains("  3 held-out prompts\n"), "{}", ran.stdout);
+    assert!(!yard.path("run/data/text/prompts.parquet").exists(), "text has no prompt");
 }

@@ -16,7 +16,7 @@ pub(super) fn open_lines(path: &Path) -> Result<FileRecords, RecordError> {
     // Looking past blank lines would lose their count, so only the very first byte decides.
     let first = stream.fill_buf().map(|buffer| buffer.first().copied());
     if first.map_err(|source| stream.error(source, 0))? == Some(b'[') {
-        return Ok(Box::new(Values::new(stream, None)?));
+        return Ok(Box::new(Values::new(stream, None, false)?));
     }
     let mut lines = Lines::new(stream);
     Ok(Box::new(std::iter::from_fn(move || {
@@ -31,9 +31,14 @@ pub(super) fn open_lines(path: &Path) -> Result<FileRecords, RecordError> {
     })))
 }
 
-/// The elements of the top-level array, of the array under `field`, or the top-level objects.
-pub(super) fn open(path: &Path, field: Option<&str>) -> Result<FileRecords, RecordError> {
-    Ok(Box::new(Values::new(open_stream(path)?, field)?))
+/// The elements of the top-level array, of the array under `field`, or the top-level objects; with `by_key` the values of the
+/// top-level object, or of the object under `field`.
+pub(super) fn open(
+    path: &Path,
+    field: Option<&str>,
+    by_key: bool,
+) -> Result<FileRecords, RecordError> {
+    Ok(Box::new(Values::new(open_stream(path)?, field, by_key)?))
 }
 
 fn to_record(bytes: &[u8], origin: Origin) -> Result<Record, RecordError> {
@@ -59,8 +64,9 @@ pub(crate) fn type_name(value: &Value) -> &'static str {
 
 #[derive(PartialEq, Eq, Clone, Copy)]
 enum Mode {
-    /// Inside `[ ... ]`; true after the first element.
-    Array {
+    /// Inside `[ ... ]` or, where that is `}`, inside `{ ... }`; `separated` after the first value.
+    Inside {
+        end: u8,
         separated: bool,
     },
     /// Objects one after another.
@@ -79,15 +85,16 @@ struct Values {
 }
 
 impl Values {
-    fn new(stream: Stream, field: Option<&str>) -> Result<Self, RecordError> {
+    fn new(stream: Stream, field: Option<&str>, by_key: bool) -> Result<Self, RecordError> {
         let file = Arc::from(stream.path());
         let mut values = Self { stream, file, mode: Mode::Sequence, in_field: false, row: 0 };
         match (values.peek()?, field) {
-            (Some(_), Some(field)) => values.enter_field(field)?,
-            (Some(b'['), None) => {
-                values.stream.consume(1);
-                values.mode = Mode::Array { separated: false };
+            (Some(_), Some(field)) => values.enter_field(field, by_key)?,
+            (Some(b'{'), None) if by_key => values.enter(b'}'),
+            (Some(other), None) if by_key => {
+                return Err(values.structure("`{`, because by_key is set,", other));
             }
+            (Some(b'['), None) => values.enter(b']'),
             (Some(_), None) => {}
             (None, _) => values.mode = Mode::Done,
         }
@@ -108,12 +115,40 @@ impl Values {
         RecordError::JsonStructure { origin: self.origin(), expected, found }
     }
 
-    /// Walks the keys of the top-level object up to the array under `field`.
-    fn enter_field(&mut self, field: &str) -> Result<(), RecordError> {
+    /// Steps over the bracket that `end` closes.
+    fn enter(&mut self, end: u8) {
+        self.stream.consume(1);
+        self.mode = Mode::Inside { end, separated: false };
+    }
+
+    /// Reads a key and its colon.
+    fn key(&mut self) -> Result<String, RecordError> {
+        match self.peek()? {
+            Some(b'"') => {}
+            Some(other) => return Err(self.structure("a key", other)),
+            None => return Err(RecordError::JsonCut { origin: self.origin() }),
+        }
+        let key = self.cut()?;
+        let key = serde_json::from_slice(&key).map_err(|error| RecordError::Json {
+            origin: self.origin(),
+            message: error.to_string(),
+        })?;
+        match self.peek()? {
+            Some(b':') => self.stream.consume(1),
+            Some(other) => return Err(self.structure("`:`", other)),
+            None => return Err(RecordError::JsonCut { origin: self.origin() }),
+        }
+        Ok(key)
+    }
+
+    /// Walks the keys of the top-level object up to the array (with `by_key`, the object) under `field`.
+    fn enter_field(&mut self, field: &str, by_key: bool) -> Result<(), RecordError> {
+        let (begin, end) = if by_key { (b'{', b'}') } else { (b'[', b']') };
         let mut found = Vec::new();
         let no_field = |values: &Self, found: &[String]| RecordError::NoField {
             path: values.file.to_path_buf(),
             field: field.to_owned(),
+            by_key,
             found: if found.is_empty() { "none".to_owned() } else { found.join(", ") },
         };
         match self.peek()? {
@@ -123,29 +158,17 @@ impl Values {
         loop {
             match self.peek()? {
                 Some(b',') => self.stream.consume(1),
-                Some(b'"') => {
-                    let key = self.cut()?;
-                    let key: String = serde_json::from_slice(&key).map_err(|error| {
-                        RecordError::Json { origin: self.origin(), message: error.to_string() }
-                    })?;
-                    match self.peek()? {
-                        Some(b':') => self.stream.consume(1),
-                        Some(other) => return Err(self.structure("`:`", other)),
-                        None => return Err(RecordError::JsonCut { origin: self.origin() }),
-                    }
-                    let value = self.peek()?;
-                    if key == field && value == Some(b'[') {
-                        self.stream.consume(1);
-                        self.mode = Mode::Array { separated: false };
+                Some(b'}') => return Err(no_field(self, &found)),
+                _ => {
+                    let key = self.key()?;
+                    if self.peek()? == Some(begin) && key == field {
+                        self.enter(end);
                         self.in_field = true;
                         return Ok(());
                     }
                     self.cut()?;
                     found.push(key);
                 }
-                Some(b'}') => return Err(no_field(self, &found)),
-                Some(other) => return Err(self.structure("a key", other)),
-                None => return Err(RecordError::JsonCut { origin: self.origin() }),
             }
         }
     }
@@ -160,7 +183,7 @@ impl Values {
                 self.row += 1;
                 Err(self.structure("`{`", other))
             }
-            (Mode::Array { .. }, Some(b']')) => {
+            (Mode::Inside { end, .. }, Some(found)) if found == end => {
                 self.stream.consume(1);
                 self.mode = Mode::Done;
                 match self.peek()? {
@@ -168,23 +191,34 @@ impl Values {
                     _ => Ok(false),
                 }
             }
-            (Mode::Array { separated: false }, Some(_)) => {
-                self.mode = Mode::Array { separated: true };
-                Ok(true)
+            (Mode::Inside { end, separated: false }, Some(_)) => {
+                self.mode = Mode::Inside { end, separated: true };
+                self.reach_value(end)
             }
-            (Mode::Array { separated: true }, Some(b',')) => {
+            (Mode::Inside { end, separated: true }, Some(b',')) => {
                 self.stream.consume(1);
                 match self.peek()? {
-                    Some(b']') => Err(self.structure("a record", b']')),
-                    _ => Ok(true),
+                    Some(found) if found == end => Err(self.structure("a record", found)),
+                    _ => self.reach_value(end),
                 }
             }
-            (Mode::Array { .. }, Some(other)) => Err(self.structure("`,` or `]`", other)),
-            (Mode::Array { .. }, None) => {
+            (Mode::Inside { end: b'}', .. }, Some(other)) => {
+                Err(self.structure("`,` or `}`", other))
+            }
+            (Mode::Inside { .. }, Some(other)) => Err(self.structure("`,` or `]`", other)),
+            (Mode::Inside { .. }, None) => {
                 self.row += 1;
                 Err(RecordError::JsonCut { origin: self.origin() })
             }
         }
+    }
+
+    /// Steps over the key that stands before a value of an object.
+    fn reach_value(&mut self, end: u8) -> Result<bool, RecordError> {
+        if end == b'}' {
+            self.key()?;
+        }
+        Ok(true)
     }
 
     /// Reads the bytes of one value.

@@ -86,6 +86,22 @@ fn text_is_a_document_paragraphs_or_lines() {
 }
 
 #[test]
+fn text_ends_at_a_line_of_its_own() {
+    let folder = Folder::new();
+    let path =
+        folder.write("a.txt", "<end>\none\n\nstill <end> one\n  <end>\r\n<end>\n둘\n<end>\nrest");
+    let text_unit = TextUnit::Until("<end>".to_owned());
+    assert_eq!(
+        read_with(&path, &ReadOptions { text_unit, ..ReadOptions::default() }),
+        [
+            Ok((2, json!({"text": "one\n\nstill <end> one"}))),
+            Ok((7, json!({"text": "둘"}))),
+            Ok((9, json!({"text": "rest"})))
+        ]
+    );
+}
+
+#[test]
 fn a_long_document_comes_in_pieces_cut_at_line_breaks() {
     let folder = Folder::new();
     let line = format!("{}\n", "가나다 ".repeat(1000));
@@ -127,6 +143,40 @@ fn json_arrays_sequences_and_nested_arrays_are_streamed() {
         read_with(&path, &options),
         [Ok((1, json!({"title": "임종석"}))), Ok((2, json!({})))]
     );
+}
+
+#[test]
+fn the_values_of_an_object_are_records_where_that_is_asked_for() {
+    let folder = Folder::new();
+    let keyed = |field: Option<&str>| ReadOptions {
+        field: field.map(str::to_owned),
+        by_key: true,
+        ..ReadOptions::default()
+    };
+    let path =
+        folder.write("a.json", "{ \"1\": {\"q\": \"}, \\\"\"} ,\n\"둘\" :{\"q\": {\"r\": []}}}\n");
+    let expected = [Ok((1, json!({"q": "}, \""}))), Ok((2, json!({"q": {"r": []}})))];
+    assert_eq!(read_with(&path, &keyed(None)), expected);
+    let path = folder
+        .write("b.json", r#"{"data": [], "all": {"x": {"n": 1}, "y": 2, "z": {}}, "end": 0}"#);
+    let found = read_with(&path, &keyed(Some("all")));
+    assert_eq!([&found[0], &found[2]], [&Ok((1, json!({"n": 1}))), &Ok((3, json!({})))]);
+    let message = found[1].as_ref().unwrap_err();
+    assert!(message.contains(":2: expected a JSON object but found a number"), "{message}");
+
+    for (text, field, expected) in [
+        ("[{}]", None, "expected `{`, because by_key is set, but found `[`"),
+        ("{\"a\": {}, }", None, "expected a record but found `}`"),
+        ("{\"a\": {}, 3}", None, "expected a key but found `3`"),
+        ("{\"a\": {} ]", None, "expected `,` or `}` but found `]`"),
+        ("{\"a\" {}}", None, "expected `:` but found `{`"),
+        ("{\"a\": {}", None, "the file ends inside this record"),
+        ("{\"a\": []}", Some("a"), "no top-level key `a` with an object in it; top-level keys: a"),
+    ] {
+        let found = read_with(&folder.write("bad.json", text), &keyed(field));
+        let error = found.last().unwrap().as_ref().unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 #[test]

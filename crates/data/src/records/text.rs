@@ -1,4 +1,4 @@
-//! Plain text: documents, paragraphs or lines.
+//! Plain text: documents, paragraphs, lines, or what a line of its own divides.
 
 use std::io::{self, BufRead, Read};
 use std::path::Path;
@@ -90,8 +90,14 @@ impl TextRecords {
                 Some(Err(error)) => return Some(Err(error)),
                 Some(Ok(line)) => line,
             };
+            if matches!(&self.unit, TextUnit::Until(end) if line.trim() == end.trim()) {
+                if text.is_empty() {
+                    continue;
+                }
+                break;
+            }
             if line.trim().is_empty() {
-                if self.unit != TextUnit::Document && !text.is_empty() {
+                if self.unit == TextUnit::Paragraph && !text.is_empty() {
                     break;
                 }
                 if text.is_empty() {

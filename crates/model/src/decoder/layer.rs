@@ -1,5 +1,6 @@
 //! One transformer layer over flat rows.
 
+use super::bottleneck::Bottleneck;
 use super::linear::{Linear, WeightLayout};
 use super::mlp::Mlp;
 use super::norm::Norm;
@@ -23,6 +24,8 @@ pub(crate) struct Layer {
     /// Norms of each head's query and key (Qwen3).
     head_norms: Option<[Norm; 2]>,
     attention_out: Linear,
+    /// What an adapter puts behind attention and MLP.
+    pub(crate) bottlenecks: [Option<Bottleneck>; 2],
     mlp_norm: Norm,
     mlp: Mlp,
     heads: i64,
@@ -49,6 +52,7 @@ impl Layer {
             qkv: linear(layout.qkv),
             head_norms: layout.q_norm.zip(layout.k_norm).map(|(q, k)| [head_norm(q), head_norm(k)]),
             attention_out: linear(layout.attention_out),
+            bottlenecks: [None, None],
             mlp_norm: norm(layout.mlp_norm),
             mlp: Mlp {
                 input: linear(layout.mlp_in),
@@ -75,6 +79,7 @@ impl Layer {
             qkv: self.qkv.share(),
             head_norms: self.head_norms.as_ref().map(|[q, k]| [q.share(), k.share()]),
             attention_out: self.attention_out.share(),
+            bottlenecks: self.bottlenecks.each_ref().map(|b| b.as_ref().map(Bottleneck::share)),
             mlp_norm: self.mlp_norm.share(),
             mlp: self.mlp.share(),
             ..*self
@@ -85,12 +90,25 @@ impl Layer {
     /// gradients.
     pub(crate) fn pack(&self, rows: i64) -> Result<Self> {
         let mut layer = self.share();
-        for linear in
-            [&mut layer.qkv, &mut layer.attention_out, &mut layer.mlp.input, &mut layer.mlp.output]
-        {
+        for linear in layer.linears_mut() {
             linear.pack(rows)?;
         }
         Ok(layer)
+    }
+
+    /// In the order of [`LayerLayout::linears`].
+    pub(super) fn linear_mut(&mut self, slot: usize) -> &mut Linear {
+        match slot {
+            0 => &mut self.qkv,
+            1 => &mut self.attention_out,
+            2 => &mut self.mlp.input,
+            _ => &mut self.mlp.output,
+        }
+    }
+
+    /// In the order of [`LayerLayout::linears`].
+    pub(super) fn linears_mut(&mut self) -> [&mut Linear; 4] {
+        [&mut self.qkv, &mut self.attention_out, &mut self.mlp.input, &mut self.mlp.output]
     }
 
     pub(crate) fn set_dropout(&mut self, dropout: Dropout) {
@@ -105,14 +123,17 @@ impl Layer {
         all.extend(self.qkv.leaves());
         all.extend(self.head_norms.iter().flatten().flat_map(Norm::leaves));
         all.extend(self.attention_out.leaves());
+        all.extend(self.bottlenecks[0].iter().flat_map(Bottleneck::leaves));
         all.extend(self.mlp_leaves());
         all
     }
 
     /// The leaves that the MLP's half uses.
     pub(crate) fn mlp_leaves(&self) -> Vec<&Tensor> {
-        let linears = self.mlp.input.leaves().chain(self.mlp.output.leaves());
-        self.mlp_norm.leaves().chain(linears).collect()
+        let linears = [&self.mlp.input, &self.mlp.output];
+        let behind = self.bottlenecks[1].iter().flat_map(Bottleneck::leaves);
+        let all = linears.into_iter().flat_map(Linear::leaves).chain(behind);
+        self.mlp_norm.leaves().chain(all).collect()
     }
 
     /// `hidden [T, D]` to `[T, D]`. `training` switches dropout on.
@@ -135,22 +156,33 @@ impl Layer {
         attend: Attend<'_>,
     ) -> Result<Tensor> {
         let normed = self.attention_norm.forward(hidden)?;
-        let [q, k, v] = self.query_key_value(&normed, rotation)?;
+        let [q, k, v] = self.query_key_value(&normed, rotation, training)?;
         let dropout_p = if training { self.attention.dropout_p } else { 0.0 };
         let attended = attend(&q, &k, &v, &Varlen { dropout_p, ..self.attention })?;
         let attended = attended.reshape([-1, self.heads * self.head_dim]);
-        self.add_to(hidden, &self.attention_out, &attended, training)
+        let behind = self.bottlenecks[0].as_ref();
+        add_to(hidden, &self.attention_out, &attended, behind, self.dropout_p(training), training)
     }
 
     /// The second half: the MLP, added to `hidden`.
     pub(crate) fn mlp_half(&self, hidden: &Tensor, training: bool) -> Result<Tensor> {
-        let inner = self.mlp.inner(&self.mlp_norm.forward(hidden)?)?;
-        self.add_to(hidden, &self.mlp.output, &inner, training)
+        let inner = self.mlp.inner(&self.mlp_norm.forward(hidden)?, training)?;
+        let behind = self.bottlenecks[1].as_ref();
+        add_to(hidden, &self.mlp.output, &inner, behind, self.dropout_p(training), training)
     }
 
-    fn query_key_value(&self, normed: &Tensor, rotation: Option<&Rotation>) -> Result<[Tensor; 3]> {
+    fn dropout_p(&self, training: bool) -> f64 {
+        if training { self.residual_dropout } else { 0.0 }
+    }
+
+    fn query_key_value(
+        &self,
+        normed: &Tensor,
+        rotation: Option<&Rotation>,
+        training: bool,
+    ) -> Result<[Tensor; 3]> {
         let (heads, kv_heads, size) = (self.heads, self.kv_heads, self.head_dim);
-        let qkv = self.qkv.forward(normed)?;
+        let qkv = self.qkv.forward(normed, training)?;
         if let (Some(rotation), None) = (rotation, &self.head_norms) {
             return rotation.split(&qkv, heads, kv_heads, size);
         }
@@ -169,17 +201,26 @@ impl Layer {
         }
         Ok([q, k, v])
     }
+}
 
-    fn add_to(
-        &self,
-        hidden: &Tensor,
-        linear: &Linear,
-        x: &Tensor,
-        training: bool,
-    ) -> Result<Tensor> {
-        if training && self.residual_dropout > 0.0 {
-            return Ok(linear.forward(x)?.dropout(self.residual_dropout, true) + hidden);
-        }
-        linear.forward_onto(hidden, x)
+/// `hidden` plus what a sub-layer's last linear layer makes of `x`, through the bottleneck behind it where there is one.
+fn add_to(
+    hidden: &Tensor,
+    linear: &Linear,
+    x: &Tensor,
+    behind: Option<&Bottleneck>,
+    dropout_p: f64,
+    training: bool,
+) -> Result<Tensor> {
+    if behind.is_none() && dropout_p == 0.0 {
+        return linear.forward_onto(hidden, x, training);
     }
+    let mut out = linear.forward(x, training)?;
+    if dropout_p > 0.0 {
+        out = out.dropout(dropout_p, true);
+    }
+    Ok(match behind {
+        Some(behind) => behind.forward(&out)? + hidden,
+        None => out + hidden,
+    })
 }

@@ -28,8 +28,8 @@ impl Mlp {
     }
 
     /// `x [T, D]` to what the output layer takes, `[T, I]`.
-    pub(crate) fn inner(&self, x: &Tensor) -> Result<Tensor> {
-        let inner = self.input.forward(x)?;
+    pub(crate) fn inner(&self, x: &Tensor, training: bool) -> Result<Tensor> {
+        let inner = self.input.forward(x, training)?;
         match (self.gated, self.activation) {
             (false, activation) => activate(&inner, activation),
             (true, Activation::Silu) => Ok(fused::swiglu(&inner)?),
@@ -42,7 +42,8 @@ impl Mlp {
     }
 }
 
-fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+/// A non-linearity, element by element.
+pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     Ok(match activation {
         Activation::GeluTanh => fused::gelu_tanh(x)?,
         Activation::Gelu => x.gelu("none"),

@@ -1,7 +1,7 @@
 //! Memory-mapped reading.
 
-use super::{aliases, is_buffer, kind};
-use crate::config::{Head, ModelConfig, SCORE};
+use super::{aliases, four_bit, is_buffer, kind};
+use crate::config::{Architecture, Head, ModelConfig, SCORE};
 use crate::error::{Error, Problems, Result};
 use crate::layout::{ModelLayout, PartSpec};
 use crate::params::Params;
@@ -122,6 +122,41 @@ impl WeightFiles {
         self.info(name).map(|(_, info)| info.shape.as_slice())
     }
 
+    /// A text of a file's metadata.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.files.iter().find_map(|file| Some(file.tensors.metadata().as_ref()?.get(key)?.as_str()))
+    }
+
+    /// The name under which the files hold the parameter `name`.
+    fn alias<'a>(&self, name: &'a str, architecture: Architecture) -> Option<&'a str> {
+        aliases(name, architecture).into_iter().find(|alias| self.info(alias).is_some())
+    }
+
+    /// Whether a parameter is stored in 4 bits.
+    pub(crate) fn is_four_bit(&self, name: &str, config: &ModelConfig) -> bool {
+        let alias = self.alias(name, config.architecture);
+        alias.is_some_and(|alias| four_bit::is_quantised(self, alias))
+    }
+
+    /// A parameter in fp32, shaped as Hugging Face has it, whatever it is stored in.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub(crate) fn weight(&self, name: &str, config: &ModelConfig) -> Result<Tensor> {
+        let alias = self.alias(name, config.architecture).unwrap_or(name);
+        if !four_bit::is_quantised(self, alias) {
+            return Ok(self.tensor(alias)?.to_kind(tch::Kind::Float));
+        }
+        let whole = four_bit::from_files(self, alias)?.dequantise(tch::Kind::Float)?;
+        Ok(if config.is_conv1d() { whole.tr() } else { whole })
+    }
+
+    /// The file that holds the tensor of this name; the first one if none does.
+    pub(super) fn path_of(&self, name: &str) -> PathBuf {
+        let file = self.index.get(name).map_or(self.files.first(), |&i| self.files.get(i));
+        file.map(|file| file.path.clone()).unwrap_or_default()
+    }
+
     fn info(&self, name: &str) -> Option<(&File, &TensorInfo)> {
         let file = &self.files[*self.index.get(name)?];
         Some((file, file.tensors.info(name)?))
@@ -162,10 +197,17 @@ impl WeightFiles {
         for (b, block) in layout.blocks.iter().enumerate() {
             for (p, part) in block.parts.iter().enumerate() {
                 let value = match sources.get(part.name.as_str()) {
+                    Some(source) if four_bit::is_quantised(self, source) => {
+                        if params.is_four_bit(b) {
+                            params.fill_four_bit(b, p, &four_bit::from_files(self, source)?);
+                            continue;
+                        }
+                        self.weight(&part.name, config)?
+                    }
                     Some(source) => self.tensor(source)?,
                     None => fresh(part)?,
                 };
-                params.fill(b, p, &value);
+                params.fill(b, p, &value)?;
             }
         }
         params.refresh_compute();
@@ -192,7 +234,17 @@ impl WeightFiles {
                 missing.push(format!("missing: {} {:?}", part.name, part.shape));
                 continue;
             };
-            if !info.shape.iter().map(|&n| n as i64).eq(part.shape.iter().copied()) {
+            if four_bit::is_quantised(self, alias) {
+                let weight = four_bit::from_files(self, alias)?;
+                let mut shape = weight.shape().to_vec();
+                if config.is_conv1d() {
+                    shape.reverse();
+                }
+                if shape != part.shape {
+                    let wanted = &part.shape;
+                    misshaped.push(format!("{alias} has shape {shape:?}, the config asks for {wanted:?}"));
+                }
+            } else if !info.shape.iter().map(|&n| n as i64).eq(part.shape.iter().copied()) {
                 let (stored, shape) = (&info.shape, &part.shape);
                 misshaped
                     .push(format!("{alias} has shape {stored:?}, the config asks for {shape:?}"));
@@ -206,7 +258,8 @@ impl WeightFiles {
         let used: std::collections::HashSet<&str> = sources.values().copied().collect();
         for name in self.names().filter(|name| !used.contains(name)) {
             let shape = self.shape(name).unwrap_or_default();
-            if is_buffer(name, shape) || is_left_out(name, config.head) {
+            let is_scale = four_bit::weight_of(name).is_some_and(|weight| used.contains(weight));
+            if is_scale || is_buffer(name, shape) || is_left_out(name, config.head) {
                 continue;
             }
             if config.tie_word_embeddings && name == "lm_head.weight" {

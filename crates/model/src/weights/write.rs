@@ -29,9 +29,21 @@ impl<'a> Entry<'a> {
 /// # Errors
 /// The file system's, naming the file; a number type that safetensors has no name for.
 pub fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    write_tensors_with(path, tensors, &[])
+}
+
+/// [`write_tensors`] with more metadata in the header.
+///
+/// # Errors
+/// As [`write_tensors`].
+pub(crate) fn write_tensors_with(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    metadata: &[(&str, &str)],
+) -> Result<()> {
     let entries: Vec<Entry<'_>> =
         tensors.iter().map(|(name, tensor)| Entry::new(name, tensor, tensor.kind())).collect();
-    write_file(path, &entries)
+    write_file(path, &entries, metadata)
 }
 
 /// Writes tensors as safetensors into `dir`, which must exist: `model.safetensors` if they fit `max_shard_bytes`,
@@ -65,7 +77,7 @@ pub fn write<'a>(
     let mut written = Vec::new();
     for (shard, name) in shards.iter().zip(&names) {
         let path = dir.join(name);
-        write_file(&path, shard)?;
+        write_file(&path, shard, &[])?;
         written.push(path);
     }
     if shards.len() > 1 {
@@ -82,9 +94,13 @@ fn shard_names(count: usize) -> Vec<String> {
     (1..=count).map(|i| format!("model-{i:05}-of-{count:05}.safetensors")).collect()
 }
 
-fn write_file(path: &Path, entries: &[Entry<'_>]) -> Result<()> {
+fn write_file(path: &Path, entries: &[Entry<'_>], metadata: &[(&str, &str)]) -> Result<()> {
     let mut header = Map::new();
-    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut about = json!({"format": "pt"});
+    for (key, value) in metadata {
+        about[*key] = json!(value);
+    }
+    header.insert("__metadata__".into(), about);
     let mut offset = 0;
     for entry in entries {
         let shape = entry.tensor.size().iter().map(|&n| n as usize).collect();

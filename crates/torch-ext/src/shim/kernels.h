@@ -134,6 +134,32 @@ struct Adam8Args {
   float correction1, root_correction2;  // 1 - beta1^t, sqrt(1 - beta2^t)
 };
 
+constexpr int64_t kFourBitBlock = 64;
+
+// n numbers to 4 bits each: packed by twos, the first in the high half, and a scale for each block.
+struct Quantise4Args {
+  Dtype dtype;
+  int64_t n;
+  const void* numbers;
+  uint8_t* packed;
+  float* absmax;
+  const float* midpoints;  // 15, between the 16 values in ascending order
+  const uint8_t* order;    // the codes of the values in that order
+};
+
+// And back. The scale of block b is absmax[b], or with codes map[scale_codes[b]] * absmax[b / kQuantBlock] + offset.
+struct Dequantise4Args {
+  Dtype dtype;
+  int64_t n;
+  void* numbers;
+  const uint8_t* packed;
+  const float* values;  // of the 16 codes
+  const float* absmax;
+  const uint8_t* scale_codes;
+  const float* map;
+  float offset;
+};
+
 struct Kernels {
   const char* isa;
   // Floats of scratch that one thread needs for documents of up to max_len rows.
@@ -156,6 +182,8 @@ struct Kernels {
   void (*sample)(const SampleArgs&, int64_t row, float* scratch);
   void (*add)(const AddArgs&, int64_t begin, int64_t end);
   void (*adamw_8bit)(const Adam8Args&, int64_t block_begin, int64_t block_end);
+  void (*quantise4)(const Quantise4Args&, int64_t block_begin, int64_t block_end);
+  void (*dequantise4)(const Dequantise4Args&, int64_t block_begin, int64_t block_end);
 };
 
 extern const Kernels kernels_baseline;

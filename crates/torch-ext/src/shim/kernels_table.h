@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention_kernel.h"
+#include "four_bit_kernel.h"
 #include "fused_kernel.h"
 #include "generate_kernel.h"
 #include "head_kernel.h"
@@ -32,6 +33,8 @@ const Kernels TE_JOIN(kernels_, KERNEL_ISA) = {
     KERNEL_ISA::sample,
     KERNEL_ISA::add,
     KERNEL_ISA::adamw_8bit,
+    KERNEL_ISA::quantise4,
+    KERNEL_ISA::dequantise4,
 };
 
 }  // namespace te

@@ -162,3 +162,18 @@ fn any_two_signs_tell_the_ailment() {
         }
     }
 }
+
+/// Held out are questions, never what is to be known: in each language a training record has the same answer.
+#[test]
+fn the_clinic_teaches_all_that_it_asks_for() {
+    let records = generate(&spec(7, Part::Clinic, 4_000, 400));
+    assert_eq!(records.len(), 4_400, "as many as the shipped config asks for");
+    let (train, held_out): (Vec<&Record>, Vec<&Record>) =
+        records.iter().partition(|record| field(record, "split") == "train");
+    let answers: HashSet<&str> = train.iter().map(|record| field(record, "answer")).collect();
+    for record in held_out {
+        assert!(answers.contains(field(record, "answer")), "{record:?}");
+    }
+    // Four answers to each ailment in each language.
+    assert_eq!(answers.len(), AILMENTS.len() * 4 * 2);
+}

@@ -1,0 +1,288 @@
+//! From files to a decoder, with an adapter and weights in 4 bits where they are asked for.
+
+use super::{Attached, Decoder, LoadOptions, row_lengths, start_of};
+use crate::config::{Head, ModelConfig};
+use crate::error::{Error, Result};
+use crate::layout::{BlockId, ModelLayout, layout};
+use crate::params::{Keep, Params};
+use crate::peft::{
+    Adapter, AdapterFiles, Attachment, InitLora, Method, Quantization, attach, cut, ends_with,
+    linear_modules,
+};
+use crate::weights::WeightFiles;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// How a directory becomes a decoder.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Loading<'a> {
+    /// Device, precision, and whether it is to train. With an adapter nothing else does, but for the modules to save and
+    /// the score.
+    pub options: LoadOptions,
+    /// The output layer; that of the files where absent.
+    pub head: Option<Head>,
+    /// Decides how parameters start that the files lack.
+    pub seed: u64,
+    /// A new adapter.
+    pub adapter: Option<&'a Adapter>,
+    /// An adapter to take up; not beside a new one.
+    pub adapter_files: Option<&'a AdapterFiles>,
+    /// Linear layers in 4 bits, for a model that does not train by itself.
+    pub quantization: Option<&'a Quantization>,
+}
+
+impl Decoder {
+    /// Reads `config.json` and the safetensors files of a Hugging Face directory: a causal language model, or a reward
+    /// model (a sequence classifier of one label).
+    ///
+    /// # Errors
+    /// All problems of the config at once; all tensors that are missing, unexpected or of another shape at once;
+    /// damaged files by name.
+    pub fn load(dir: &Path, options: &LoadOptions) -> Result<Self> {
+        Self::load_with(dir, &Loading { options: *options, ..Loading::default() })
+    }
+
+    /// Reads a Hugging Face directory as a model with another output layer: a score that its files lack starts as in
+    /// [`init`](Self::init), from `seed`; a head that is not wanted is left out.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and for a language-model head that the files lack.
+    pub fn load_as(dir: &Path, head: Head, seed: u64, options: &LoadOptions) -> Result<Self> {
+        let loading = Loading { options: *options, head: Some(head), seed, ..Loading::default() };
+        Self::load_with(dir, &loading)
+    }
+
+    /// Reads a Hugging Face directory with all that [`Loading`] asks for.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); an adapter that does not fit the model; weights in 4 bits that are to train.
+    pub fn load_with(dir: &Path, loading: &Loading<'_>) -> Result<Self> {
+        let mut config = ModelConfig::from_dir(dir)?;
+        let given = config.head;
+        let head = loading.head.unwrap_or(given);
+        if head != given {
+            config.set_head(head);
+        }
+        let layout = layout(&config);
+        let files = WeightFiles::open(dir)?;
+        let LoadOptions { device, precision, trainable } = loading.options;
+        let adapter = loading.adapter_files.map(AdapterFiles::adapter).or(loading.adapter);
+        let adapter = adapter.map(|adapter| adapter.resolved(config.architecture));
+        let attachment =
+            adapter.as_ref().map(|adapter| attach(adapter, &config, &layout)).transpose()?;
+        let keep = keeping(dir, loading, &config, &layout, &files, attachment.as_ref())?;
+        let mut params = Params::allocate(&layout.blocks, device, precision, |id| keep[id]);
+        files.fill(dir, (&config, given), &layout, &mut params, |part| {
+            start_of(part, loading.seed)
+        })?;
+        let (Some(adapter), Some(attachment)) = (adapter, attachment) else {
+            return Ok(Self::assemble(config, &layout, params));
+        };
+        params.set_trainable(|name| attachment.trained.contains(name));
+        let mut starts = BTreeMap::new();
+        let ids: Vec<BlockId> =
+            attachment.blocks.iter().map(|spec| params.add(spec, trainable)).collect();
+        for (spec, id) in attachment.blocks.iter().zip(&ids) {
+            for (p, part) in spec.parts.iter().enumerate() {
+                params.fill(*id, p, &start_of(part, loading.seed)?)?;
+            }
+        }
+        if matches!(&adapter.method, Method::Lora(lora) if lora.init_lora_weights == InitLora::Pissa) {
+            starts = cut_principal(&mut params, &attachment, &files, &config)?;
+        }
+        set_magnitudes(&mut params, &attachment, config.is_conv1d())?;
+        if let Some(files) = loading.adapter_files {
+            put(&mut params, files, &attachment)?;
+        }
+        params.refresh_compute();
+        let mut decoder = Self::assemble(config, &layout, params);
+        decoder.wire(&attachment, &ids, &adapter);
+        let Attachment { modules, trained, .. } = attachment;
+        decoder.attached = Some(Attached { adapter, modules, trained, starts });
+        Ok(decoder)
+    }
+
+    /// Puts the adapter's parameters to work.
+    fn wire(&mut self, attachment: &Attachment, ids: &[BlockId], adapter: &Adapter) {
+        let Self { layers, params, .. } = self;
+        let plans = attachment.changes.iter().zip(&attachment.bottlenecks);
+        for (layer, (changes, bottlenecks)) in layers.iter_mut().zip(plans) {
+            for (linear, change) in layer.linears_mut().into_iter().zip(changes) {
+                linear.change = change.as_ref().map(|change| change.build(params, ids));
+            }
+            if let Method::Bottleneck(bottleneck) = &adapter.method {
+                layer.bottlenecks = bottlenecks
+                    .map(|pairs| Some(super::bottleneck::Bottleneck::new(params, ids, pairs?, bottleneck)));
+            }
+        }
+    }
+
+    /// What is trained in place of the whole model, if anything is.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        self.attached.as_ref().map(|attached| &attached.adapter)
+    }
+
+    /// The model without its adapter: a frozen handle that shares the weights that do not train. Those that do are copied
+    /// as they are now.
+    ///
+    /// # Errors
+    /// A `PiSSA`, which has taken a part of the weights for itself.
+    pub fn without_adapter(&self) -> Result<Self> {
+        if self.attached.as_ref().is_some_and(|attached| !attached.starts.is_empty()) {
+            return Err(Error::Adapter(
+                "init_lora_weights: `pissa` takes a part of the weights for itself, so that the model without it is no \
+                 longer there; choose another start"
+                    .into(),
+            ));
+        }
+        let config = self.config.clone();
+        Ok(Self::assemble(config, &layout(&self.config), self.params.frozen()))
+    }
+
+    pub(crate) fn layers(&self) -> &[super::Layer] {
+        &self.layers
+    }
+
+    pub(crate) fn params_and_linear(
+        &mut self,
+        layer: usize,
+        slot: usize,
+    ) -> (&mut Params, &mut super::Linear) {
+        (&mut self.params, self.layers[layer].linear_mut(slot))
+    }
+
+    pub(crate) fn forget_adapter(&mut self) {
+        self.attached = None;
+    }
+}
+
+/// How each block is held.
+fn keeping(
+    dir: &Path,
+    loading: &Loading<'_>,
+    config: &ModelConfig,
+    layout: &ModelLayout,
+    files: &WeightFiles,
+    attachment: Option<&Attachment>,
+) -> Result<Vec<Keep>> {
+    let trains_whole = loading.options.trainable && attachment.is_none();
+    if trains_whole && loading.quantization.is_some() {
+        return Err(Error::Adapter(
+            "weights in 4 bits cannot train; train an adapter, or leave quantization out".into(),
+        ));
+    }
+    let none = BTreeSet::new();
+    let trained = attachment.map_or(&none, |attachment| &attachment.trained);
+    let modules = linear_modules(config, layout);
+    if let Some(quantization) = loading.quantization {
+        for skipped in &quantization.skip_modules {
+            if !modules.iter().any(|module| ends_with(&module.name, skipped)) {
+                let names = modules.iter().map(|module| module.name.as_str());
+                let near = crate::peft::nearest(skipped, names);
+                return Err(Error::Adapter(format!(
+                    "quantization.skip_modules: `{skipped}` is no linear layer of this model; {near}"
+                )));
+            }
+        }
+    }
+    let mut keep = Vec::with_capacity(layout.blocks.len());
+    for (id, spec) in layout.blocks.iter().enumerate() {
+        let trains = spec.parts.iter().find(|part| trained.contains(&part.name));
+        let in_files = spec.parts.iter().find(|part| files.is_four_bit(&part.name, config));
+        let linear = modules.iter().any(|module| module.block == id);
+        let skipped = |quantization: &Quantization| {
+            let ends = |part: &crate::layout::PartSpec| {
+                quantization.skip_modules.iter().any(|end| ends_with(part.module(), end))
+            };
+            spec.parts.iter().any(ends)
+        };
+        let quantised = loading.quantization.filter(|quantization| linear && !skipped(quantization));
+        if let Some(part) = trains
+            && (quantised.is_some() || in_files.is_some())
+        {
+            let name = part.module();
+            return Err(Error::Adapter(format!(
+                "{name} is to be trained whole, but its weight is kept in 4 bits; name it in quantization.skip_modules, or \
+                 leave it out of modules_to_save"
+            )));
+        }
+        if let (Some(part), true) = (in_files, trains_whole) {
+            let name = &part.name;
+            return Err(Error::Adapter(format!(
+                "{}: {name} is stored in 4 bits, and training all parameters needs it whole; train an adapter, or give \
+                 the model in full precision",
+                dir.display()
+            )));
+        }
+        keep.push(match (trains.is_some() || trains_whole, quantised) {
+            (true, _) if loading.options.trainable => Keep::Trained,
+            (_, Some(quantization)) => Keep::four_bit(quantization, config.is_conv1d()),
+            (_, None) if in_files.is_some() && linear => {
+                Keep::four_bit(&Quantization::default(), config.is_conv1d())
+            },
+            _ => Keep::Frozen,
+        });
+    }
+    Ok(keep)
+}
+
+/// Sets the adapter's parameters, and those of the model that were trained beside it.
+fn put(params: &mut Params, files: &AdapterFiles, attachment: &Attachment) -> Result<()> {
+    let added = attachment.blocks.iter().flat_map(|block| &block.parts);
+    let mut wanted: Vec<(String, Vec<i64>)> =
+        added.map(|part| (part.name.clone(), part.shape.clone())).collect();
+    for name in &attachment.trained {
+        wanted.push((name.clone(), params.get(name).map_or_else(Vec::new, |t| t.size())));
+    }
+    for (name, tensor) in files.tensors(&wanted)? {
+        params.put(&name, &tensor)?;
+    }
+    Ok(())
+}
+
+/// `PiSSA`: moves the principal part of each weight into `A` and `B`. Returns these as they start, by name.
+fn cut_principal(
+    params: &mut Params,
+    attachment: &Attachment,
+    files: &WeightFiles,
+    config: &ModelConfig,
+) -> Result<BTreeMap<String, Tensor>> {
+    let mut starts = BTreeMap::new();
+    for (_, part) in attachment.low_ranks() {
+        let module = &part.module;
+        let name = format!("{}.weight", module.name);
+        if params.is_four_bit(module.block) {
+            return Err(Error::Adapter(
+                "init_lora_weights: `pissa` takes a part of each weight for itself, which rounding to 4 bits would undo; \
+                 choose another start, or leave quantization out"
+                    .into(),
+            ));
+        }
+        // From the file: a frozen weight may be held in half precision.
+        let stored = files.weight(&name, config)?;
+        let conv1d = config.is_conv1d();
+        let weight = if conv1d { stored.tr() } else { stored };
+        let cut = cut(&weight, part.rows.1, part.scale)?;
+        let residual = if conv1d { cut.residual.tr() } else { cut.residual };
+        params.put(&name, &residual)?;
+        for (suffix, value) in [("lora_A", cut.a), ("lora_B", cut.b)] {
+            let name = format!("{}.{suffix}.weight", module.name);
+            params.put(&name, &value)?;
+            starts.insert(name, value);
+        }
+    }
+    Ok(starts)
+}
+
+/// `DoRA`: magnitudes start as the lengths of the weight's rows.
+fn set_magnitudes(params: &mut Params, attachment: &Attachment, conv1d: bool) -> Result<()> {
+    for (_, part) in attachment.low_ranks().filter(|(_, part)| part.magnitude.is_some()) {
+        let module = &part.module;
+        let Some(weight) = params.get(&format!("{}.weight", module.name)) else { continue };
+        let weight = weight.to_kind(Kind::Float);
+        let rows = if conv1d { weight.tr() } else { weight };
+        params.put(&format!("{}.lora_magnitude_vector", module.name), &row_lengths(&rows))?;
+    }
+    Ok(())
+}

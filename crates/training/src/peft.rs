@@ -1,0 +1,216 @@
+//! What a stage does with its `[peft]` table: which adapter it trains, over what, and how it is written.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use artifact::digest;
+use data::tokenizer::Tokenizer;
+use model::peft::{Adapter, AdapterFiles, Quantization, trainable_parameters};
+use model::{Decoder, Head, LoadOptions, Loading, ModelConfig, Precision};
+use stage::{Context, ErrorExt as _, Problems};
+use tch::Device;
+
+use crate::settings;
+
+/// An adapter that was trained, and the directory of the model it was trained over.
+#[derive(Debug, Clone, Copy)]
+pub struct Trained<'a> {
+    /// The table.
+    pub plan: &'a Plan,
+    /// The model's directory.
+    pub base: &'a Path,
+}
+
+/// A checked `[peft]` table.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    adapter: Adapter,
+    /// The adapter to go on from.
+    dir: Option<PathBuf>,
+    quantization: Option<Quantization>,
+    merge: bool,
+}
+
+impl Plan {
+    /// Checks the table; all that is wrong goes into `problems`.
+    pub(crate) fn new(table: settings::Peft, problems: &mut Problems) -> Option<Self> {
+        let settings::Peft { method, adapter, modules_to_save, quantization, merge } = table;
+        let (adapter, dir) = match (method, adapter) {
+            (Some(method), None) => (Adapter { method, modules_to_save }, None),
+            (None, Some(path)) => {
+                problems.check(
+                    modules_to_save.is_empty(),
+                    "peft.modules_to_save",
+                    "is for a new adapter; one to go on from brings its own",
+                );
+                let key = "peft.adapter";
+                let dir = problems.take(key, find(&path))?;
+                let files = problems.take(key, AdapterFiles::open(&dir))?;
+                (files.adapter().clone(), Some(dir))
+            }
+            (Some(_), Some(_)) => {
+                problems.push("peft.adapter", "is given beside peft.method; leave one out");
+                return None;
+            }
+            (None, None) => {
+                problems.push("peft", "needs a method, such as [peft.method.lora], or an adapter to go on from");
+                return None;
+            }
+        };
+        Some(Self { adapter, dir, quantization, merge })
+    }
+
+    /// Checks that the model can take the adapter.
+    pub(crate) fn check_model(&self, config: &ModelConfig, problems: &mut Problems) {
+        problems.take("peft", trainable_parameters(&self.adapter, config));
+    }
+
+    /// A line for `--check`.
+    pub(crate) fn describe(&self, config: &ModelConfig) -> String {
+        let mut out = String::new();
+        let trained = trainable_parameters(&self.adapter, config).unwrap_or_default();
+        let share = 100.0 * trained as f64 / (config.num_parameters() + trained) as f64;
+        let name = self.adapter.method.name();
+        let bits = if self.quantization.is_some() { " over weights in 4 bits" } else { "" };
+        let _ = writeln!(out, "adapter     {name}{bits}, {trained} parameters ({share:.2} %)");
+        out
+    }
+
+    /// Parameters that train, and bytes of the model's own in memory, of which `precision` is the compute type.
+    pub(crate) fn sizes(&self, config: &ModelConfig, precision: Precision) -> (u64, u64) {
+        let trained = trainable_parameters(&self.adapter, config).unwrap_or_default();
+        let all = config.num_parameters();
+        let bytes = precision.size() as u64;
+        let linear = all - config.num_embedding_parameters();
+        let own = match &self.quantization {
+            // Half a byte each, and 0.127 or 0.5 bits for the blocks' scales; vectors and the output layer are few.
+            Some(Quantization { double_quant, .. }) => {
+                let bits = if *double_quant { 4.127 } else { 4.5 };
+                (all - linear) * bytes + (linear as f64 * bits / 8.0) as u64
+            }
+            None => all * bytes,
+        };
+        (trained, own)
+    }
+
+    /// The adapter to go on from, an input of the run.
+    pub fn input(&self) -> Option<&Path> {
+        self.dir.as_deref()
+    }
+
+    /// What is trained.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+}
+
+/// The adapter directory that a path stands for.
+fn find(path: &Path) -> anyhow::Result<PathBuf> {
+    artifact::adapter_dir(path)?.with_context(|| {
+        format!("{}: no adapter here: neither adapter_config.json nor adapter/", path.display())
+    })
+}
+
+/// Reads a model to train: all of it, or the adapter that `peft` says.
+///
+/// # Errors
+/// As [`Decoder::load_with`]; an adapter of another base.
+pub fn load(
+    dir: &Path,
+    head: Option<Head>,
+    seed: u64,
+    options: LoadOptions,
+    peft: Option<&Plan>,
+) -> anyhow::Result<Decoder> {
+    let mut loading = Loading { options, head, seed, ..Loading::default() };
+    let Some(plan) = peft else { return Ok(Decoder::load_with(dir, &loading)?) };
+    let files = match &plan.dir {
+        Some(adapter) => {
+            let files = AdapterFiles::open(adapter)?;
+            check_base(&files, dir)?;
+            Some(files)
+        }
+        None => None,
+    };
+    loading.adapter_files = files.as_ref();
+    loading.adapter = if files.is_none() { Some(&plan.adapter) } else { None };
+    loading.quantization = plan.quantization.as_ref();
+    let decoder = Decoder::load_with(dir, &loading).usage()?;
+    let (trained, all) = (decoder.params().num_trainable(), decoder.params().num_elements());
+    let share = 100.0 * trained as f64 / all as f64;
+    tracing::info!("trainable parameters: {trained} of {all} ({share:.2} %)");
+    Ok(decoder)
+}
+
+/// A model with an adapter, to use: frozen.
+///
+/// # Errors
+/// As [`Decoder::load_with`]; an adapter of another base.
+pub fn load_frozen(
+    base: &Path,
+    adapter: &Path,
+    device: Device,
+    precision: Precision,
+) -> anyhow::Result<Decoder> {
+    let files = AdapterFiles::open(adapter)?;
+    check_base(&files, base)?;
+    let options = LoadOptions { device, precision, trainable: false };
+    let head = Some(files.head());
+    let loading = Loading { options, head, adapter_files: Some(&files), ..Loading::default() };
+    Ok(Decoder::load_with(base, &loading)?)
+}
+
+/// What tells a model's weights from others: the digest of its weight file, or of the digests of its shards.
+///
+/// # Errors
+/// The file system's.
+pub fn base_digest(dir: &Path) -> anyhow::Result<String> {
+    let single = dir.join("model.safetensors");
+    if single.exists() {
+        return Ok(digest::file(&single)?.to_string());
+    }
+    let mut files = digest::dir_files(dir)?;
+    files.retain(|(name, _)| name.ends_with(".safetensors"));
+    Ok(digest::listing(&files).to_string())
+}
+
+/// Refuses an adapter that says it was trained over other weights. PEFT's do not say; then shapes alone can tell.
+///
+/// # Errors
+/// The two are not of each other; the base's files cannot be read.
+pub fn check_base(files: &AdapterFiles, base: &Path) -> anyhow::Result<()> {
+    let Some(wanted) = files.base_digest() else { return Ok(()) };
+    if base_digest(base)? == wanted {
+        return Ok(());
+    }
+    let (adapter, base) = (files.dir().display(), base.display());
+    let named = files.base().unwrap_or("another model");
+    let error = anyhow::anyhow!("{adapter}: this adapter is of another base ({named}), not of {base}");
+    Err(error).hint("give the model it was trained over").usage()
+}
+
+/// Writes `adapter/` in PEFT's layout with the tokenizer's files, and returns, where it is asked for, the base in full
+/// precision with the adapter in its weights.
+///
+/// # Errors
+/// The file system's; a merge that cannot be.
+pub(crate) fn save(
+    ctx: &Context,
+    decoder: &Decoder,
+    tokenizer: &Tokenizer,
+    Trained { plan, base }: Trained<'_>,
+) -> anyhow::Result<Option<Decoder>> {
+    let dir = ctx.run_dir.adapter_dir();
+    decoder.save_adapter(&dir, &base.display().to_string(), Some(&base_digest(base)?))?;
+    tokenizer.save(&dir)?;
+    if !plan.merge {
+        return Ok(None);
+    }
+    let mut merged = load_frozen(base, &dir, Device::Cpu, Precision::Fp32)?;
+    merged.merge_adapter()?;
+    if let Some((mean, deviation)) = decoder.config().score_statistics {
+        merged.set_score_statistics(mean, deviation);
+    }
+    Ok(Some(merged))
+}
