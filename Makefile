@@ -90,7 +90,7 @@ FORCE:
 
 .PHONY: help
 help: ## list the targets
-	@awk 'match($$0, /^([a-z-]+:|\$$\(call stage,[a-z-]+).*## /) { \
+	@awk 'match($$0, /^([a-z0-9-]+:|\$$\(call stage,[a-z0-9-]+).*## /) { \
 	    name = $$0; sub(/^\$$\(call stage,/, "", name); sub(/[:,].*/, "", name); \
 	    text = $$0; sub(/.*## /, "", text); printf "make %-11s %s\n", name, text }' \
 	    Makefile pipelines/$(PIPELINE).mk

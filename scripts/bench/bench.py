@@ -27,8 +27,9 @@ def parse():
         prog="scripts/bench/run", description=__doc__, allow_abbrev=False,
         epilog="Exit status: 0 done, 1 something failed (the table says what), 2 wrong usage.",
     )
-    parser.add_argument("--peers", action="store_true", help="run transformers, TRL and datasets too")
+    parser.add_argument("--peers", action="store_true", help="run transformers, TRL, PEFT and datasets too")
     parser.add_argument("--cases", type=pattern, metavar="REGEX", help="only cases whose name it matches")
+    parser.add_argument("--large", action="store_true", help="large models too: gigabytes of memory and of disk")
     parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="default 3")
     parser.add_argument(
         "--steps", type=positive, metavar="N",
@@ -72,7 +73,8 @@ def positive(text):
 
 
 def chosen_cases(args):
-    found = [case for case in CASES if args.cases is None or args.cases.search(case.name)]
+    wanted = (case for case in CASES if args.large or not case.large)
+    found = [case for case in wanted if args.cases is None or args.cases.search(case.name)]
     changed = {"steps": args.steps} if args.steps else {}
     return [case if case.task in ("start-up", "data-prep") else dataclasses.replace(case, **changed) for case in found]
 
@@ -120,7 +122,7 @@ def missing_programs(args):
 def measure_round(round, args, on, counts, runs):
     """One run of everything."""
     for case in args.chosen:
-        row_counts = counts.get(case.data_set) if case.task in ("sft", "pretrain", "reward", "ppo") else None
+        row_counts = counts.get(case.data_set) if case.task in (*ours.TRAINING, "ppo") else None
 
         def add(who, work):
             say(f"round {round}/{args.rounds}  {case.name}  {who}: ", end="")
@@ -134,7 +136,7 @@ def measure_round(round, args, on, counts, runs):
 
         if case.task == "start-up" and round == 1:
             warm_up(case, args, on)
-        if case.task in ("sft", "pretrain", "generate"):
+        if case.task in ours.BOUNDED:
             add("bound", lambda: ours.bound(case, on, row_counts))
         add("ours", lambda: {"data": row_counts} | ours.RUN[case.task](case, on))
         for peer in case.peers if args.peers else ():

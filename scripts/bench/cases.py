@@ -11,6 +11,9 @@ GENERATE_ROWS = 32
 EPISODES = 32
 # Of our side; the peer's are a case's steps.
 CAI_PROMPTS = 256
+# Of the cases that train an adapter, with a scale of 2.
+RANK, ALPHA = 16, 32
+ADAPTERS = ("lora", "qlora")
 
 UNITS = {"start-up": "s", "reward": "pairs/s", "ppo": "episodes/s", "cai": "responses/s"}
 DATA_SETS = {"pretrain": "pretrain", "reward": "preference", "ppo": "prompts", "cai": "prompts"}
@@ -29,7 +32,20 @@ MODELS = {
         "model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257,
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
     },
+    # The shape of DialoGPT-medium.
+    "gpt2-medium": {
+        "model_type": "gpt2", "n_embd": 1024, "n_layer": 24, "n_head": 16, "n_positions": 1024, "vocab_size": 50257,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+    },
+    # The shape of TinyLlama: 1.1 billion parameters.
+    "llama-1b": {
+        "model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 22, "num_attention_heads": 32,
+        "num_key_value_heads": 4, "intermediate_size": 5632, "vocab_size": 32000, "max_position_embeddings": 2048,
+        "tie_word_embeddings": False, "attention_dropout": 0.0,
+    },
 }
+# Of the weights on disk, where that is not fp32.
+STORED_PRECISION = {"llama-1b": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,8 @@ class Peer:
 class Case:
     """One line of the comparison. `batch` is the key and value of our `train.batch_size`; `steps` are optimiser steps,
     of which the first `skip` are not timed, updates of ppo, calls of generate, or prompts of cai's peer. Without
-    `all_rows` a run is one epoch of few rows."""
+    `all_rows` a run is one epoch of few rows. `recomputes` says what is computed again in place of kept, of a layer. A
+    `large` case runs only when asked for; `whole` is the name of the one that trains all parameters of the same model."""
 
     name: str
     task: str
@@ -58,6 +75,9 @@ class Case:
     batch: tuple[str, int] = ("tokens", 4096)
     new_tokens: int = 0
     all_rows: bool = True
+    recomputes: str = "none"
+    large: bool = False
+    whole: str | None = None
 
     @property
     def unit(self):
@@ -165,11 +185,43 @@ def cai(precision):
     )
 
 
+def adapter(task, model, precision):
+    """LoRA or QLoRA, on rows packed as in sft-packed."""
+    batch = 8
+    names = {"lora": "LoRA", "qlora": "QLoRA, NF4 with double quantisation"}
+    about = (
+        f"fine-tuning with {names[task]}, of all linear layers, rank {RANK}, rows packed: {batch * 512} tokens a step; "
+        "peers in blocks of 512"
+    )
+    rows = ("--batch", str(batch))
+    one_by_one = ("--packing", "bfd", "--batch", "1", "--accumulate", str(batch))
+    peers = (
+        Peer("TRL + PEFT, own loss, wrapped", task, ("--packing", "wrapped", *rows, "--own-loss")),
+        Peer(f"TRL + PEFT, own loss, bfd 1 × {batch}", task, (*one_by_one, "--own-loss")),
+    )
+    return Case(task=task, about=about, peers=peers, **by_precision(task, model, precision))
+
+
+def memory(task):
+    """Ways to fine-tune one model, with the same settings."""
+    model, tokens = "gpt2-medium", 512
+    about = f"{task} of 355 million parameters in bf16, {tokens} tokens a step, layers computed again in the backward pass"
+    return Case(
+        name=f"memory-{model}-{task}", task=task, about=about, peers=(), model=model, precision="bf16", steps=5, batch=("tokens", tokens),
+        recomputes="layer", large=True, whole=f"memory-{model}-finetune",
+    )
+
+
 UNPACKED = Case(
     name="sft-unpacked-tiny-fp32", task="sft",
     about="fine-tuning, 8 sequences a step, one epoch; peer without packing, rows grouped by length",
     peers=(Peer("TRL, own loss, by length", "sft", ("--batch", "8", "--own-loss", "--group-by-length")),),
     steps=25, batch=("sequences", 8), all_rows=False,
+)
+QLORA_1B = Case(
+    name="qlora-llama-1b-bf16", task="qlora",
+    about="QLoRA of 1.1 billion parameters, 512 tokens a step, layers computed again in the backward pass",
+    peers=(), model="llama-1b", precision="bf16", steps=3, skip=1, batch=("tokens", 512), recomputes="layer", large=True,
 )
 DATA_PREP = Case(
     name="data-prep", task="data-prep",
@@ -205,6 +257,15 @@ CASES = (
     ppo("bf16"),
     cai("fp32"),
     cai("bf16"),
+    adapter("lora", "tiny", "fp32"),
+    adapter("lora", "tiny", "bf16"),
+    adapter("lora", "llama-tiny", "bf16"),
+    adapter("qlora", "tiny", "bf16"),
+    adapter("qlora", "llama-tiny", "bf16"),
+    memory("finetune"),
+    memory("lora"),
+    memory("qlora"),
+    QLORA_1B,
     DATA_PREP,
     START_UP,
 )

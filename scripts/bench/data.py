@@ -8,7 +8,7 @@ import random
 import shutil
 
 import ours
-from cases import MODELS, PREFERENCE_ROWS, PROMPT_TOKENS, ROLLOUT_PROMPTS, SFT_ROWS
+from cases import MODELS, PREFERENCE_ROWS, PROMPT_TOKENS, ROLLOUT_PROMPTS, SFT_ROWS, STORED_PRECISION
 from paths import CONSTITUTION, CORPUS, TEXT, TOKENIZER, model_dir, text_of
 
 SEED = 1
@@ -150,7 +150,8 @@ def prepare(cases, machine):
         write_first_rows(data_set)
     counts = ours.make_token_sets({data_set: text_of(data_set) for data_set in sets}, machine)
     for model in {case.model for case in cases}:
-        ours.make_model(model_dir(model), MODELS[model] | special_ids(), machine)
+        precision = STORED_PRECISION.get(model, "fp32")
+        ours.make_model(model_dir(model), MODELS[model] | special_ids(), precision, machine)
     if any(case.data_set == "prompts" for case in cases):
         write_rows("prompts", prompt_rows())
         counts |= ours.make_prompts(text_of("prompts"), machine)

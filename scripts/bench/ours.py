@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 
 import process
-from cases import CAI_PROMPTS, EPISODES, GENERATE_ROWS, PROMPT_TOKENS
+from cases import ADAPTERS, ALPHA, CAI_PROMPTS, EPISODES, GENERATE_ROWS, PROMPT_TOKENS, RANK
 from paths import (
     BINARIES, CONSTITUTION, CORPUS, PREPARED, PREPARED_PROMPTS, PROMPTS, TOKENIZER, WORK, model_dir, score_model_dir,
     train_file,
@@ -21,8 +21,11 @@ PPO_MICRO_BATCH_TOKENS = 2048
 # What a task runs besides bench and data-prep; the last is measured.
 PROGRAMS = {
     "sft": ("sft",), "start-up": ("sft",), "pretrain": ("pretrain",), "reward": ("reward",), "ppo": ("reward", "ppo"),
-    "cai": ("cai",),
+    "cai": ("cai",), "finetune": ("finetune",), "lora": ("peft",), "qlora": ("peft",),
 }
+TRAINING = ("sft", "pretrain", "reward", "finetune", *ADAPTERS)
+# The tasks whose matrix products `bench bound` knows.
+BOUNDED = ("sft", "pretrain", "generate", "finetune", *ADAPTERS)
 # What a case counts, in a stage's metrics.
 COUNTERS = {"tokens": "num_tokens", "pairs": "num_pairs", "episodes": "episode"}
 KINDS = {
@@ -39,10 +42,23 @@ steps = {steps}
 batch_size.{batch_unit} = {batch}
 micro_batch_tokens = {micro_batch}
 precision = {precision}
+activation_checkpointing = {recomputes}
 log_every_steps = 1
 optimizer = {{ learning_rate = 3e-4, weight_decay = 0.01, max_grad_norm = 1.0 }}
 schedule.constant.warmup_steps = 10
 """
+
+# What a task adds to it.
+LORA_CONFIG = f"""
+[peft.method.lora]
+r = {RANK}
+lora_alpha = {ALPHA}
+target_modules = "all-linear"
+"""
+EXTRA_CONFIG = {
+    "lora": LORA_CONFIG,
+    "qlora": LORA_CONFIG + '[peft.quantization]\nquant_type = "nf4"\ndouble_quant = true\n',
+}
 
 # TRL's settings for all that it has a default for.
 PPO_CONFIG = """\
@@ -145,17 +161,18 @@ def manifest_of(run):
     return json.loads((run / "manifest.json").read_text())
 
 
-def train_config(model, data_set, batch, steps, precision):
+def train_config(model, data_set, batch, steps, precision, recomputes="none"):
     unit, size = batch
     return TRAIN_CONFIG.format(
         model=quoted(model_dir(model)), data=quoted(train_file(data_set)), steps=steps, batch_unit=unit, batch=size,
-        micro_batch=MICRO_BATCH_TOKENS, precision=quoted(precision),
+        micro_batch=MICRO_BATCH_TOKENS, precision=quoted(precision), recomputes=quoted(recomputes),
     )
 
 
 def train(case, machine):
-    """Runs pretrain, sft or reward."""
-    config = train_config(case.model, case.data_set, case.batch, case.steps, case.precision)
+    """Runs pretrain, sft, reward, finetune or peft."""
+    config = train_config(case.model, case.data_set, case.batch, case.steps, case.precision, case.recomputes)
+    config += EXTRA_CONFIG.get(case.task, "")
     line = FIRST_STEP if case.task == "start-up" else None
     run, finished = stage(PROGRAMS[case.task][-1], config, machine, line=line)
     lines, results = measured(run, finished, case, machine)
@@ -187,8 +204,10 @@ def measured(run, finished, case, machine):
     manifest = manifest_of(run)
     results = {"steps": len(lines), "peak_bytes": finished.peak_bytes}
     results["versions"] = {"libtorch": manifest["versions"]["libtorch"]}
+    found = manifest["results"]
+    results["trained"] = found.get("trainable_parameters", found.get("parameters"))
     if machine.device == "cuda":
-        results["peak_bytes"] = manifest["results"]["peak_memory_bytes"]
+        results["peak_bytes"] = found["peak_memory_bytes"]
     return lines, results | speed(lines, case)
 
 
@@ -288,13 +307,13 @@ def keep(run, target):
     run.rename(target)
 
 
-def make_model(target, config, machine):
-    """A model directory with random weights and the tokenizer."""
+def make_model(target, config, precision, machine):
+    """A model directory with random weights, stored in that precision, and the tokenizer."""
     shutil.rmtree(target, ignore_errors=True)
     file = target.with_suffix(".json")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(config, indent=2))
-    bench(machine, "init", "--config", file, "--tokenizer", TOKENIZER, "--out", target)
+    bench(machine, "init", "--config", file, "--tokenizer", TOKENIZER, "--precision", precision, "--out", target)
 
 
 def bound(case, machine, counts):
@@ -307,6 +326,7 @@ def bound(case, machine, counts):
         row_tokens = counts["tokens"] / counts["rows"]
         tokens = size if unit == "tokens" else size * row_tokens
         shape = ["--tokens", round(tokens), "--seq", round(row_tokens)]
+        shape += ["--frozen"] if case.task in ADAPTERS else []
     finished = bench(machine, "bound", *model_options(case, machine), *shape)
     measured = json.loads(finished.stdout)
     return {"value": measured["tokens_per_s"], "gflops": measured["gflops"]}
@@ -321,6 +341,6 @@ def bench(machine, *arguments):
 
 
 RUN = {
-    "sft": train, "start-up": train, "pretrain": train, "reward": train, "ppo": ppo, "generate": generate,
-    "cai": cai, "data-prep": data_prep,
+    **dict.fromkeys((*TRAINING, "start-up"), train), "ppo": ppo, "generate": generate, "cai": cai,
+    "data-prep": data_prep,
 }

@@ -15,12 +15,14 @@ import tempfile
 import time
 from importlib.metadata import version
 
+from peer_adapter import run_lora, run_qlora
 from peer_cai import run_cai
 from peer_common import load_model, load_tokenizer, wait
 from peer_rlhf import run_ppo, run_reward
 from peer_training import run_pretrain, run_sft, run_tutorial
 
 LIBRARIES = ("torch", "transformers", "trl", "datasets", "accelerate", "tokenizers")
+ADAPTER_LIBRARIES = {"lora": ("peft",), "qlora": ("peft", "bitsandbytes")}
 
 
 def run_generate(args, _scratch):
@@ -96,6 +98,8 @@ def parse():
     parser.add_argument("--packing", choices=["bfd", "wrapped", "none"], default="none")
     parser.add_argument("--own-loss", action="store_true", help="the model's own loss instead of TRL's")
     parser.add_argument("--group-by-length", action="store_true")
+    parser.add_argument("--rank", type=int, default=16, help="lora, qlora")
+    parser.add_argument("--alpha", type=int, default=32, help="lora, qlora: the scale is this over the rank")
     parser.add_argument("--cache", choices=["dynamic", "static"], default="dynamic")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
     parser.add_argument("--new", type=int, default=128, help="tokens generated after each prompt; cai: the most")
@@ -105,6 +109,8 @@ def parse():
 
 TASKS = {
     "sft": run_sft,
+    "lora": run_lora,
+    "qlora": run_qlora,
     "tutorial": run_tutorial,
     "pretrain": run_pretrain,
     "reward": run_reward,
@@ -126,7 +132,8 @@ def main():
 
         results["peak_bytes"] = torch.cuda.max_memory_allocated()
     with contextlib.suppress(ModuleNotFoundError):
-        results["versions"] = {name: version(name) for name in LIBRARIES}
+        libraries = (*LIBRARIES, *ADAPTER_LIBRARIES.get(args.task, ()))
+        results["versions"] = {name: version(name) for name in libraries}
     print(json.dumps(results), file=results_out, flush=True)
 
 

@@ -106,6 +106,10 @@ def clock(trainer, meter, each_step=0):
 
 
 def run_sft(args, scratch):
+    return supervise(args, scratch, load_model(args))
+
+
+def supervise(args, scratch, model, peft_config=None):
     """TRL's SFTTrainer. With --own-loss the model's own loss replaces TRL's: the same gradients, without TRL's metrics
     of every step and its chunked output layer. TRL has no switch for it; a user overrides `compute_loss`."""
     from transformers import Trainer
@@ -116,10 +120,11 @@ def run_sft(args, scratch):
         options |= {"packing": True, "packing_strategy": args.packing}
     rows = load_rows(args)
     trainer = SFTTrainer(
-        model=load_model(args),
+        model=model,
         args=SFTConfig(max_length=MAX_LENGTH, **options),
         train_dataset=rows,
         processing_class=load_tokenizer(args),
+        peft_config=peft_config,
     )
     if args.own_loss:
         trainer.compute_loss = types.MethodType(Trainer.compute_loss, trainer)
@@ -127,7 +132,8 @@ def run_sft(args, scratch):
     watch(trainer, meter)
     trainer.train()
     data_tokens = sum(len(ids) for ids in trainer.train_dataset["input_ids"])
-    return meter.results(args.skip) | {"data_rows": len(rows), "data_tokens": data_tokens}
+    trained = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+    return meter.results(args.skip) | {"data_rows": len(rows), "data_tokens": data_tokens, "trained": trained}
 
 
 def run_tutorial(args, scratch):

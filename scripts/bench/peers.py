@@ -1,10 +1,11 @@
-"""The peers' side: runs peer.py in its Python environment. `run` says in three variables where that is."""
+"""The peers' side: runs peer.py in its Python environment. `run` says in variables where that is."""
 
 import json
 import os
 from pathlib import Path
 
 import process
+from cases import ADAPTERS, ALPHA, RANK
 from paths import CONSTITUTION, CORPUS, WORK, model_dir, score_model_dir, text_of
 
 SCRIPT = Path(__file__).with_name("peer.py")
@@ -12,8 +13,8 @@ SCRIPT = Path(__file__).with_name("peer.py")
 FIRST_STEP = "^step 1$"
 PYTHON = "BENCH_PEER_PYTHON"
 LIBRARIES = "BENCH_PEER_LIBRARIES"
-# A folder with what takes the place of the environment's packages for ppo.
-PPO_PACKAGES = "BENCH_PEER_PPO_PACKAGES"
+# Folders with what takes the place of the environment's packages, or is there besides, by task.
+PACKAGES = {"ppo": "BENCH_PEER_PPO_PACKAGES", "qlora": "BENCH_PEER_QLORA_PACKAGES"}
 
 
 def available():
@@ -23,8 +24,8 @@ def available():
 def environment(case, machine):
     """As our side's, with nothing from the network and all caches, compiled Python too, below the working directory."""
     inherited = {name: value for name, value in machine.environment().items() if name != "PYTHONDONTWRITEBYTECODE"}
-    if case.task == "ppo":
-        inherited["PYTHONPATH"] = os.environ[PPO_PACKAGES]
+    if case.task in PACKAGES:
+        inherited["PYTHONPATH"] = os.environ[PACKAGES[case.task]]
     return inherited | {
         "LD_LIBRARY_PATH": os.environ.get(LIBRARIES, ""),
         "PYTHONPYCACHEPREFIX": str(WORK / "peer-cache" / "bytecode"),
@@ -47,6 +48,8 @@ def command(case, peer, machine):
         words += ["--constitution", CONSTITUTION]
     if case.task == "ppo":
         words += ["--score-model", score_model_dir(case.model)]
+    if case.task in ADAPTERS:
+        words += ["--rank", RANK, "--alpha", ALPHA]
     return [*words, "--data", text_of(case.data_set)]
 
 

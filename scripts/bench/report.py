@@ -12,8 +12,11 @@ MEMORY_HEAD = """\
 | case | peer | ours MiB | peer MiB | ours / peer |
 |---|---|---|---|---|"""
 WORK_HEAD = """\
-| case | peer | ours: tokens of the rows | peer | ours: first loss | peer |
-|---|---|---|---|---|---|"""
+| case | peer | ours: tokens of the rows | peer | ours: first loss | peer | ours: parameters trained | peer |
+|---|---|---|---|---|---|---|---|"""
+WAYS_HEAD = """\
+| case | peak MiB | share of full fine-tuning's | tokens/s | times as fast |
+|---|---|---|---|---|"""
 PARTS_HEAD = f"""\
 | case | {' | '.join(f'{part} s' for part in PPO_PARTS)} |
 |---|{'---|' * len(PPO_PARTS)}"""
@@ -24,7 +27,9 @@ start-up is peer / ours, so that above 1 always means that temper is faster. In 
 case. Training is timed from the end of step 2 (ppo: of the first update) to the end of the last step, by the clock,
 loading of data included. The bound is what the matrix products of the model's shapes alone would allow at the rate
 measured for them in the same round; it counts the output layer for every token, where fine-tuning needs it only for
-completions, so a share may exceed 1. It has no shape for reward, ppo and cai.
+completions, so a share may exceed 1. It has no shape for reward, ppo and cai. With an adapter it leaves out the products
+for the gradients of the model's own weights, which do not train, and those of the adapter; where layers are computed
+again, it counts them once.
 
 `TRL as shipped` has TRL's defaults for all but packing, batch size and gradient checkpointing, which is on by default
 and would only cost it time. `own loss` takes the model's own loss in place of TRL's, which computes the output layer in
@@ -33,7 +38,10 @@ blocks; `bfd 1 × 8` fits whole rows into blocks and puts one block at a time th
 `RewardTrainer, by length` starts with the longest rows, in steps that are not timed, which leaves it pairs a tenth
 shorter than the others'. `PPOTrainer` is experimental and in no later TRL than 1.12; its bf16 is that of `accelerate
 launch --mixed_precision bf16`, which reaches only its optimiser steps. All its responses have their full length; of
-cai's on our side one in a hundred ends early. cai's peer takes one prompt at a time; most of the lead is batching."""
+cai's on our side one in a hundred ends early. cai's peer takes one prompt at a time; most of the lead is batching.
+
+`TRL + PEFT` is SFTTrainer with a LoraConfig, over a model loaded in the precision of the case; qlora's is in bitsandbytes'
+NF4 with double quantisation. Adapters are fp32 on both sides, of the same layers and rank, without dropout."""
 
 
 class Runs:
@@ -152,13 +160,23 @@ def work_rows(runs):
 
     def cells(who):
         run = done[who]
-        tokens, loss = (run.get("data") or {}).get("tokens"), run.get("loss_first")
-        return f"{tokens:,}" if tokens else "—", f"{loss:.2f}" if loss else "—"
+        tokens, loss, trained = (run.get("data") or {}).get("tokens"), run.get("loss_first"), run.get("trained")
+        return f"{tokens:,}" if tokens else "—", f"{loss:.2f}" if loss else "—", f"{trained:,}" if trained else "—"
 
-    own_tokens, own_loss = cells("ours")
+    own = cells("ours")
     for peer in runs.peers or [None]:
-        tokens, loss = cells(peer) if peer else ("—", "—")
-        yield [runs.case.name, peer or "—", own_tokens, tokens, own_loss, loss]
+        theirs = cells(peer) if peer else ("—",) * len(own)
+        yield [runs.case.name, peer or "—", *(cell for pair in zip(own, theirs) for cell in pair)]
+
+
+def way_rows(all_runs):
+    """Ways to train one model, each beside the one that trains all of it."""
+    done = {runs.case.name: runs for runs in all_runs if runs.values("ours")}
+    for name, runs in done.items():
+        if whole := done.get(runs.case.whole):
+            peak, speed = mebibytes(runs, "ours"), runs.median("ours")
+            share, times = peak / mebibytes(whole, "ours"), speed / whole.median("ours")
+            yield [name, number(peak), f"{share:.2f}", number(speed), f"{times:.2f}"]
 
 
 def table(head, rows):
@@ -176,11 +194,13 @@ def tables(results):
     about = [f"- {runs.case.name}: {runs.case.about}" for runs in all_runs]
     machine = [f"- {key}: {value}" for key, value in results["machine"].items()]
     parts = rows(part_rows)
+    ways = list(way_rows(all_runs))
     texts = [
         table(HEAD, rows(speed_rows)), NOTES,
         "Peak memory: the resident set of the process (data-prep's peer: of all its processes); on a GPU what tensors "
         "took.",
         table(MEMORY_HEAD, rows(memory_rows)),
+        *(["Ways to fine-tune one model, on our side:", table(WAYS_HEAD, ways)] if ways else ()),
         *(["What the parts of an update of ppo take on our side:", table(PARTS_HEAD, parts)] if parts else ()),
         "That both sides did the same work: tokens made of the same rows (those cut at 512 tokens overlap by one on "
         "our side; ppo's are of prompts), and the loss of the first step, from the same weights on other rows (the "

@@ -39,6 +39,14 @@ pub fn reward_models() -> Result<Vec<String>> {
     folders("reward-models")
 }
 
+/// The fixtures of adapters, by name.
+///
+/// # Errors
+/// If the folder cannot be read or holds none.
+pub fn adapters() -> Result<Vec<String>> {
+    folders("adapters")
+}
+
 fn folders(of: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs_err::read_dir(parity(of))? {

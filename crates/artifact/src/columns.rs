@@ -34,6 +34,10 @@ pub const ANSWER: &str = "answer";
 pub const CHECKER: &str = "checker";
 /// The kind of task a prompt belongs to, `utf8`.
 pub const TASK: &str = "task";
+/// The name of the evaluation that a prompt belongs to, `utf8`.
+pub const EVALUATION: &str = "evaluation";
+/// ROUGE-L of an answer, from 0 to 1, `float32`.
+pub const ROUGE_L: &str = "rouge_l";
 /// A scalar from a reward model or a checker, `float32`.
 pub const SCORE: &str = "score";
 /// The score of `chosen`, `float32`.

@@ -300,7 +300,10 @@ fn is_adapter(path: &Path) -> bool {
 pub fn adapter_dir(path: impl AsRef<Path>) -> Result<Option<PathBuf>> {
     let path = path.as_ref();
     if !path.exists() {
-        return Err(Error::NotModel { path: path.to_path_buf(), what: "does not exist".to_owned() });
+        return Err(Error::NotModel {
+            path: path.to_path_buf(),
+            what: "does not exist".to_owned(),
+        });
     }
     if is_adapter(path) {
         return Ok(Some(path.to_path_buf()));

@@ -34,6 +34,9 @@ pub(crate) struct Options {
     /// Bound generation with so many rows instead of training.
     #[arg(long)]
     decode_rows: Option<i64>,
+    /// Bound the training of an adapter: the model's own weights get no gradient.
+    #[arg(long, conflicts_with = "decode_rows")]
+    frozen: bool,
 }
 
 /// A linear layer and how often a forward pass runs it.
@@ -45,8 +48,9 @@ struct Linear {
 }
 
 /// Measures `[rows, in] x [in, out]` for every linear layer of the model, in training also the two products of its
-/// backward pass, and takes attention's operations at the mean rate. Floating-point operations are counted as in
-/// [`ModelConfig::forward_flops_per_token`], a token attending half a sequence on average.
+/// backward pass, one where weights are frozen, and takes attention's operations at the mean rate. Floating-point
+/// operations are counted as in [`ModelConfig::forward_flops_per_token`], a token attending half a sequence on average; an
+/// adapter's own are left out.
 pub(crate) fn measure(options: &Options) -> Result<Value> {
     let config = ModelConfig::from_dir(&options.model)?;
     let device = options.target.device()?;
@@ -58,7 +62,10 @@ pub(crate) fn measure(options: &Options) -> Result<Value> {
         let Linear { inputs, outputs, times, rows } = linear;
         let mut products = vec![(rows, inputs, outputs)];
         if training {
-            products.extend([(rows, outputs, inputs), (outputs, rows, inputs)]);
+            products.push((rows, outputs, inputs));
+        }
+        if training && !options.frozen {
+            products.push((outputs, rows, inputs));
         }
         for (m, k, n) in products {
             let flops = 2.0 * (m * k * n) as f64;
@@ -68,7 +75,12 @@ pub(crate) fn measure(options: &Options) -> Result<Value> {
     }
     let rate = operations / seconds;
     let forward = config.forward_flops_per_token(options.seq as f64 / 2.0);
-    let per_token = if training { 3.0 * forward } else { forward };
+    let per_token = match (training, options.frozen) {
+        (false, _) => forward,
+        (true, false) => 3.0 * forward,
+        // Attention has no weights.
+        (true, true) => 3.0 * forward - config.forward_flops_per_token(0.0),
+    };
     Ok(json!({
         "flops_per_token": per_token,
         "gflops": rate / 1e9,

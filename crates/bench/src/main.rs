@@ -35,6 +35,9 @@ enum Command {
         tokenizer: PathBuf,
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Of the weights on disk: fp32, bf16 or fp16.
+        #[arg(long, default_value = "fp32", value_parser = precision)]
+        precision: Precision,
         /// The directory to write.
         #[arg(long)]
         out: PathBuf,
@@ -86,13 +89,13 @@ fn eprintln_error(error: &anyhow::Error) {
 #[expect(clippy::print_stdout, reason = "results go to stdout")]
 fn run(command: Command) -> Result<()> {
     let text = match command {
-        Command::Init { config, tokenizer, seed, out } => {
+        Command::Init { config, tokenizer, seed, precision, out } => {
             let text = fs_err::read_to_string(&config)?;
             let json = serde_json::from_str(&text)
                 .with_context(|| format!("{} is not JSON", config.display()))?;
             let decoder =
                 Decoder::init(&ModelConfig::from_json(&json)?, seed, &LoadOptions::default())?;
-            decoder.save(&out, Precision::Fp32, u64::MAX)?;
+            decoder.save(&out, precision, u64::MAX)?;
             Tokenizer::load(&tokenizer)?.save(&out)?;
             serde_json::json!({ "parameters": decoder.params().num_elements() }).to_string()
         }

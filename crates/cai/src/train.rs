@@ -31,7 +31,7 @@ pub(crate) fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     record(ctx, "train", &config.mix.revisions)?;
     record(ctx, "train", &config.mix.helpful)?;
     record(ctx, "validation", &config.mix.validation)?;
-    if let Some(adapter) = config.peft.as_ref().and_then(|peft| peft.adapter.as_ref()) {
+    if let Some(adapter) = &plan.adapter {
         ctx.input("adapter", adapter)?;
     }
     if let Some(eval) = &config.eval {

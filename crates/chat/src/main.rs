@@ -10,10 +10,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use data::template::ChatTemplate;
 use data::tokenizer::Tokenizer;
+use model::Precision;
 use model::generate::Sampling;
-use model::{Decoder, LoadOptions, ModelConfig, Precision};
 use stage::{DeviceSpec, ErrorExt as _, Interrupt, Signal, UsageError};
 use torch_ext::device;
+use training::peft::Place;
 
 use crate::conversation::Conversation;
 use crate::speaker::Speaker;
@@ -31,9 +32,12 @@ use crate::speaker::Speaker;
                   Example: chat --model runs/quickstart/sft --prompt \"강아지는 무엇을 먹어요?\""
 )]
 struct Args {
-    /// The model: a Hugging Face directory, a run directory, or a checkpoint of one.
+    /// The model: a Hugging Face directory, a run directory (one with an adapter only finds its base), or a checkpoint.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    /// An adapter over it: a directory in PEFT's layout, or the run directory of a stage that made one.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// Answer this and exit.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
@@ -101,15 +105,14 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if args.stop.iter().any(String::is_empty) {
         return Err(UsageError::msg("--stop is empty; leave it out").into());
     }
-    let dir = artifact::model_dir(&args.model).usage()?;
-    let config = ModelConfig::from_dir(&dir).usage()?;
-    let shown = args.model.display();
+    let place = Place::find(&args.model, args.adapter.as_deref()).usage()?;
+    let config = place.config().usage()?;
+    let shown = args.adapter.as_ref().unwrap_or(&args.model).display();
     config.check_language_model().map_err(|error| anyhow::anyhow!("{shown}: {error}")).usage()?;
-    let tokenizer = Tokenizer::load(&dir).usage()?;
+    let tokenizer = Tokenizer::load(place.tokenizer_dir()).usage()?;
     let template = if args.raw { None } else { Some(template_of(&tokenizer, args)?) };
     let device = device::resolve(&args.device.to_string()).usage()?;
-    let options = LoadOptions { device, precision: args.precision, trainable: false };
-    let decoder = Decoder::load(&dir, &options)?;
+    let decoder = place.load(device, args.precision)?;
     // One answer ends with its program; in a conversation Ctrl-C ends the answer only.
     let interrupt = match args.prompt {
         Some(_) => Interrupt::none(),

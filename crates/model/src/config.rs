@@ -176,6 +176,11 @@ impl ModelConfig {
         self.architecture == Architecture::Gpt2
     }
 
+    /// Whether its embedding is its output layer too.
+    pub(crate) fn ties_head(&self) -> bool {
+        self.tie_word_embeddings && self.head.has_language_model()
+    }
+
     /// Number of parameters; a tied embedding counts once.
     pub fn num_parameters(&self) -> u64 {
         let parts = layout(self).blocks.into_iter().flat_map(|block| block.parts);

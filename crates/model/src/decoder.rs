@@ -11,19 +11,19 @@ mod norm;
 mod packed;
 mod rescale;
 mod rotary;
+mod save;
 #[cfg(test)]
 mod tests;
 
-use crate::config::{Dropout, Head, ModelConfig, SCORE};
+use crate::config::{Dropout, ModelConfig, SCORE};
 use crate::error::{Error, Result};
 use crate::layout::{Init, ModelLayout, PartSpec, layout};
 use crate::params::{Keep, Params};
 use crate::peft::{Adapter, Module};
 use crate::precision::Precision;
 use crate::random::{Philox, stream_of};
-use crate::weights;
 use documents::Documents;
-use layer::Layer;
+pub(crate) use layer::Layer;
 pub(crate) use linear::{Change, Linear, Matrix};
 pub use load::Loading;
 pub(crate) use low_rank::{LowRank, Part as LowRankPart, row_lengths};
@@ -34,7 +34,6 @@ use rotary::{Rotary, Rotation};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 use torch_ext::attention::Varlen;
 use torch_ext::checkpoint::checkpoint;
@@ -177,25 +176,6 @@ impl Decoder {
             checkpointing_interval: 1,
             attached: None,
         }
-    }
-
-    /// Writes `config.json` and the weights in Hugging Face layout into `dir` (made where absent): `model.safetensors`,
-    /// or shards of at most `max_shard_bytes` with an index. Returns the files written.
-    ///
-    /// The weights are the fp32 masters (compute copies of a frozen model) rounded once to `dtype`. An adapter is not among
-    /// them: see [`save_adapter`](Self::save_adapter) and [`merge_adapter`](Self::merge_adapter).
-    pub fn save(&self, dir: &Path, dtype: Precision, max_shard_bytes: u64) -> Result<Vec<PathBuf>> {
-        fs_err::create_dir_all(dir)?;
-        let kept = |name: &str| self.config.head != Head::LanguageModelAndScore || name != SCORE;
-        let tensors = self.params.own().filter(|(name, _)| kept(name));
-        let mut written = weights::write(dir, tensors, dtype, max_shard_bytes)?;
-        let config = self.config.to_hf_json(dtype);
-        let mut text = serde_json::to_vec_pretty(&config).map_err(std::io::Error::from)?;
-        text.push(b'\n');
-        let path = dir.join("config.json");
-        artifact::atomic::write_bytes(&path, &text)?;
-        written.push(path);
-        Ok(written)
     }
 
     /// The config.

@@ -1,13 +1,16 @@
 //! Parameters: fp32 masters, the copies that compute runs on, and their gradients.
 
+mod block;
+
 use crate::config::is_embedding;
 use crate::error::{Error, Result};
 use crate::layout::{BlockId, BlockSpec};
-use crate::peft::{QuantType, Quantization};
 use crate::precision::Precision;
+use block::{Block, Part, Storage};
+pub(crate) use block::{Keep, Stored, Weight};
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor, no_grad};
-use torch_ext::four_bit::{Code, FourBit};
+use torch_ext::four_bit::FourBit;
 use torch_ext::{autograd, foreach};
 
 /// One trainable parameter as an optimiser sees it.
@@ -51,151 +54,6 @@ pub struct Params {
     device: Device,
 }
 
-/// How a block is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Keep {
-    /// With fp32 masters, to train.
-    Trained,
-    /// As compute copies.
-    Frozen,
-    /// In 4 bits.
-    FourBit {
-        /// The code of a weight that files have in full.
-        code: Code,
-        /// Whether its scales take 8 bits.
-        double_quant: bool,
-        /// Whether Hugging Face has the weight as `[in, out]`.
-        transposed: bool,
-    },
-}
-
-impl Keep {
-    pub(crate) fn four_bit(quantization: &Quantization, transposed: bool) -> Self {
-        let code = match quantization.quant_type {
-            QuantType::Nf4 => Code::Nf4,
-            QuantType::Fp4 => Code::Fp4,
-        };
-        Self::FourBit { code, double_quant: quantization.double_quant, transposed }
-    }
-}
-
-#[derive(Debug)]
-struct Block {
-    storage: Storage,
-    /// fp32 gradient of the master once there is one.
-    grad: Option<Tensor>,
-    parts: Vec<Part>,
-}
-
-#[derive(Debug)]
-enum Storage {
-    Dense {
-        /// fp32, without autograd; `None` for a frozen block.
-        master: Option<Tensor>,
-        /// The leaf that the forward pass uses.
-        compute: Tensor,
-    },
-    FourBit {
-        code: Code,
-        double_quant: bool,
-        transposed: bool,
-        /// One a part, `[out, in]`; `None` until it is filled.
-        parts: Vec<Option<FourBit>>,
-    },
-}
-
-/// A weight as the forward pass sees it.
-#[derive(Debug)]
-pub(crate) enum Weight {
-    Dense(Tensor),
-    /// The parts of a block, `[out, in]` each.
-    FourBit(Vec<FourBit>),
-}
-
-#[derive(Debug)]
-struct Part {
-    name: String,
-    start: i64,
-    shape: Vec<i64>,
-    trainable: bool,
-    rate: f64,
-}
-
-impl Part {
-    fn view(&self, block: &Tensor) -> Tensor {
-        block.narrow(0, self.start, self.shape[0])
-    }
-}
-
-impl Block {
-    fn new(spec: &BlockSpec, keep: Keep, device: Device, precision: Precision) -> Self {
-        let mut start = 0;
-        let mut parts = Vec::with_capacity(spec.parts.len());
-        for part in &spec.parts {
-            let (name, shape) = (part.name.clone(), part.shape.clone());
-            parts.push(Part { name, start, shape, trainable: keep == Keep::Trained, rate: part.rate });
-            start += part.shape[0];
-        }
-        let storage = match keep {
-            Keep::FourBit { code, double_quant, transposed } => {
-                let parts = spec.parts.iter().map(|_| None).collect();
-                Storage::FourBit { code, double_quant, transposed, parts }
-            }
-            Keep::Trained | Keep::Frozen => {
-                let (shape, trained) = (spec.shape(), keep == Keep::Trained);
-                let master = trained.then(|| Tensor::empty(&shape, (Kind::Float, device)));
-                let compute = match &master {
-                    Some(master) if precision == Precision::Fp32 => master.detach(),
-                    _ => Tensor::empty(&shape, (precision.kind(), device)),
-                };
-                Storage::Dense { master, compute: compute.set_requires_grad(trained) }
-            }
-        };
-        Self { storage, grad: None, parts }
-    }
-
-    fn compute(&self) -> Option<&Tensor> {
-        match &self.storage {
-            Storage::Dense { compute, .. } => Some(compute),
-            Storage::FourBit { .. } => None,
-        }
-    }
-
-    /// The master, or else the compute copy or what the 4 bits stand for, of one part.
-    fn weight(&self, part: usize) -> Tensor {
-        match &self.storage {
-            Storage::Dense { master, compute } => {
-                self.parts[part].view(&master.as_ref().unwrap_or(compute).detach())
-            }
-            Storage::FourBit { parts, transposed, .. } => {
-                let shape = self.parts[part].shape.as_slice();
-                match parts[part].as_ref().and_then(|part| part.dequantise(Kind::Float).ok()) {
-                    Some(whole) if *transposed => whole.tr(),
-                    Some(whole) => whole,
-                    None => Tensor::full(shape, f64::NAN, (Kind::Float, Device::Cpu)),
-                }
-            }
-        }
-    }
-
-    fn numel(&self) -> usize {
-        self.parts.iter().map(|part| part.shape.iter().product::<i64>() as usize).sum()
-    }
-
-    /// Bytes of masters and compute copies.
-    fn bytes(&self) -> usize {
-        let of = |t: &Tensor| t.numel() * t.kind().elt_size_in_bytes();
-        match &self.storage {
-            Storage::Dense { master: Some(master), compute } => {
-                let apart = master.kind() != compute.kind();
-                of(master) + if apart { of(compute) } else { 0 }
-            }
-            Storage::Dense { master: None, compute } => of(compute),
-            Storage::FourBit { parts, .. } => parts.iter().flatten().map(FourBit::bytes).sum(),
-        }
-    }
-}
-
 impl Params {
     /// Allocates the blocks; their values are undefined until [`Self::fill`] has set every part.
     pub(crate) fn allocate(
@@ -218,6 +76,12 @@ impl Params {
         self.blocks.len() - 1
     }
 
+    /// Takes an adapter's blocks away.
+    pub(crate) fn drop_added(&mut self) {
+        self.blocks.truncate(self.own);
+        self.index.retain(|_, place| place.0 < self.own);
+    }
+
     fn push(&mut self, spec: &BlockSpec, keep: Keep) {
         let id = self.blocks.len();
         for (p, part) in spec.parts.iter().enumerate() {
@@ -236,7 +100,7 @@ impl Params {
         match storage {
             Storage::Dense { master, compute } => {
                 let mut view = parts[part].view(&master.as_ref().unwrap_or(compute).detach());
-                let _ = no_grad(|| view.f_copy_(value))?;
+                no_grad(|| view.f_copy_(value))?;
             }
             Storage::FourBit { code, double_quant, transposed, parts } => {
                 // On the device, where quantising a large model belongs.
@@ -286,15 +150,15 @@ impl Params {
         }
     }
 
-    /// The 4-bit parts of a block by name, if it has any.
-    pub(crate) fn four_bit(&self) -> impl Iterator<Item = (&str, &FourBit)> {
-        self.blocks.iter().flat_map(|block| {
-            let values: &[Option<FourBit>] = match &block.storage {
-                Storage::FourBit { parts, .. } => parts,
-                Storage::Dense { .. } => &[],
-            };
-            block.parts.iter().zip(values).filter_map(|(part, value)| {
-                Some((part.name.as_str(), value.as_ref()?))
+    /// The model's own parameters by name, in order, as they are held: whole, or (on the right) in 4 bits.
+    pub(crate) fn stored(&self) -> impl Iterator<Item = (&str, Stored<'_>)> {
+        self.blocks[..self.own].iter().flat_map(|block| {
+            block.parts.iter().enumerate().map(move |(p, part)| {
+                let four_bit = match &block.storage {
+                    Storage::FourBit { parts, .. } => parts[p].as_ref(),
+                    Storage::Dense { .. } => None,
+                };
+                (part.name.as_str(), four_bit.map_or_else(|| Ok(block.weight(p)), Err))
             })
         })
     }
@@ -334,15 +198,17 @@ impl Params {
                             compute: if apart { compute.copy() } else { compute },
                         }
                     }
-                    Storage::FourBit { code, double_quant, transposed, parts } => Storage::FourBit {
-                        code: *code,
-                        double_quant: *double_quant,
-                        transposed: *transposed,
-                        parts: parts
-                            .iter()
-                            .map(|part| part.as_ref().map(FourBit::shallow_clone))
-                            .collect(),
-                    },
+                    Storage::FourBit { code, double_quant, transposed, parts } => {
+                        Storage::FourBit {
+                            code: *code,
+                            double_quant: *double_quant,
+                            transposed: *transposed,
+                            parts: parts
+                                .iter()
+                                .map(|part| part.as_ref().map(FourBit::shallow_clone))
+                                .collect(),
+                        }
+                    }
                 };
                 let parts = block.parts.iter().map(|part| Part {
                     name: part.name.clone(),

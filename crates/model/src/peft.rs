@@ -18,14 +18,14 @@ use crate::error::Result;
 use crate::layout::layout;
 
 pub(crate) use attach::{Attachment, attach};
-pub(crate) use pissa::cut;
-pub(crate) use target::{ends_with, linear_modules, nearest};
 pub use config::{
     Adapter, Bias, Bottleneck, BottleneckPlace, Ia3, InitLora, Lora, Method, QuantType,
     Quantization, Targets,
 };
 pub use files::{AdapterFiles, BASE_DIGEST};
+pub(crate) use pissa::cut;
 pub use target::Module;
+pub(crate) use target::{Origin, ends_with, linear_modules, nearest};
 
 /// Number of parameters that train with an adapter, from the model's config alone.
 ///
@@ -33,9 +33,7 @@ pub use target::Module;
 /// Whatever of the adapter does not go with the model, with names.
 pub fn trainable_parameters(adapter: &Adapter, config: &ModelConfig) -> Result<u64> {
     let layout = layout(config);
-    let attachment = attach(&adapter.resolved(config.architecture), config, &layout)?;
-    let own = layout.blocks.iter().flat_map(|block| &block.parts);
-    let own = own.filter(|part| attachment.trained.contains(&part.name));
-    let added = attachment.blocks.iter().flat_map(|block| &block.parts);
-    Ok(own.chain(added).map(|part| part.shape.iter().product::<i64>() as u64).sum())
+    let adapter = adapter.resolved(config.architecture);
+    let attachment = attach(&adapter, config, &layout, Origin::New)?;
+    Ok(attachment.num_parameters(&layout))
 }

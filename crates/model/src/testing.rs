@@ -4,6 +4,7 @@ use crate::config::{Architecture, ModelConfig};
 use crate::decoder::{Decoder, Input, LoadOptions};
 use crate::random::{Philox, stream_of};
 use serde_json::{Value, json};
+use std::sync::Mutex;
 use tch::{Kind, Tensor, no_grad};
 
 /// `config.json` of a tiny model of each family; grouped heads, and a window that bites where the family has one.
@@ -71,6 +72,16 @@ pub(crate) fn randomised(config: &ModelConfig, options: &LoadOptions) -> Decoder
     decoder.params_mut().refresh_compute();
     decoder
 }
+
+/// Normal numbers of deviation `std`, the same for the same `stream`.
+pub(crate) fn normal(stream: u64, std: f64, shape: &[i64]) -> Tensor {
+    let mut values = vec![0.0; shape.iter().product::<i64>() as usize];
+    Philox::new(17).fill_normal(stream, std, &mut values);
+    Tensor::from_slice(&values).view(shape)
+}
+
+/// Held by tests that use dropout: they share one process-wide random generator.
+pub(crate) static GENERATOR: Mutex<()> = Mutex::new(());
 
 /// Deterministic token ids below `vocab`.
 pub(crate) fn token_ids(count: usize, vocab: i64, seed: u64) -> Vec<i64> {

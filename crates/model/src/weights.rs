@@ -8,7 +8,7 @@ mod write;
 
 pub use read::WeightFiles;
 pub use write::{write, write_tensors};
-pub(crate) use write::write_tensors_with;
+pub(crate) use write::{write_as, write_tensors_with};
 
 use crate::config::Architecture;
 use safetensors::Dtype;

@@ -7,7 +7,7 @@ use model::{Checkpointing, Precision};
 use objectives::KlEstimator;
 use serde::{Deserialize, Serialize};
 use training::schedule::Schedule;
-use training::settings::{Checkpoint, Optimizer, Save};
+use training::settings::{Checkpoint, Optimizer, Peft, Save};
 
 /// `configs/ppo.toml`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -27,6 +27,8 @@ pub(crate) struct Config {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ptx: Option<Ptx>,
     pub(crate) train: Train,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) peft: Option<Peft>,
     #[serde(default)]
     pub(crate) eval: Eval,
     #[serde(default)]

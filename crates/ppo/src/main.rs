@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! model/              the policy in Hugging Face layout, with the tokenizer's files
+//! adapter/            with [peft] in its place, in PEFT's layout
 //! checkpoints/        to go on from after an interruption
 //! metrics.jsonl  tensorboard/
 //! samples.parquet     sampled prompts and responses with their scores
@@ -29,6 +30,7 @@ mod train;
 use std::process::ExitCode;
 
 use stage::{Context, Info, Results};
+use training::peft::Trained;
 use training::stage_run::{find_device, save_model, sizes, warn_of_emulation};
 
 use crate::config::Config;
@@ -58,7 +60,8 @@ fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     let mut models = Models::load(&plan, device, ctx.seed)?;
     warn_of_emulation(&models.policy);
     let mut results = train::train(ctx, &plan, &mut models)?;
-    save_model(ctx, &mut models.policy, &plan.tokenizer, &plan.config.save)?;
+    let trained = plan.peft.as_ref().map(|peft| Trained { plan: peft, base: &plan.policy });
+    save_model(ctx, &mut models.policy, &plan.tokenizer, &plan.config.save, trained)?;
     results.extend(sizes(&models.policy));
     Ok(results)
 }
@@ -67,6 +70,9 @@ fn record_inputs(ctx: &mut Context, plan: &Plan) -> anyhow::Result<()> {
     ctx.input("model", &plan.policy)?;
     if plan.reference != plan.policy {
         ctx.input("reference", &plan.reference)?;
+    }
+    if let Some(adapter) = plan.peft.as_ref().and_then(|peft| peft.input()) {
+        ctx.input("adapter", adapter)?;
     }
     for (role, path) in [("reward", &plan.reward), ("value", &plan.value)] {
         if let Some(path) = path {

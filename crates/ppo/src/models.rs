@@ -5,6 +5,7 @@ use model::config::Dropout;
 use model::{Decoder, Head, LoadOptions, ModelConfig};
 use tch::{Device, Tensor};
 use training::branches::{self, Responses};
+use training::peft;
 
 use crate::plan::Plan;
 
@@ -34,7 +35,8 @@ impl Models {
         let shares_trunk = plan.shares_trunk();
         let head = if shares_trunk { Head::LanguageModelAndScore } else { Head::LanguageModel };
         // Values that nothing taught yet are 0: random ones would add their noise to every advantage.
-        let mut policy = Decoder::load_as(&plan.policy, head, seed, &trained)?;
+        let peft = plan.peft.as_ref();
+        let mut policy = peft::load(&plan.policy, Some(head), seed, trained, peft)?;
         policy.zero_score()?;
         let value = plan.value.as_ref().map(|dir| {
             let mut value = Decoder::load_as(dir, Head::Score, seed, &trained)?;
@@ -44,9 +46,19 @@ impl Models {
             anyhow::Ok(value)
         });
         let reward = plan.reward.as_ref().map(|dir| Decoder::load(dir, &frozen));
+        let reference = match peft {
+            // One copy of the weights: the policy without what is trained. PiSSA leaves none.
+            Some(peft) if plan.reference == plan.policy && peft.leaves_weights() => {
+                policy.without_adapter()?
+            }
+            Some(peft) if plan.reference == plan.policy => {
+                peft.load_frozen(&plan.policy, frozen)?
+            }
+            _ => Decoder::load(&plan.reference, &frozen)?,
+        };
         let mut models = Self {
             policy,
-            reference: Decoder::load(&plan.reference, &frozen)?,
+            reference,
             value: value.transpose()?,
             reward: reward.transpose()?,
             shares_trunk,

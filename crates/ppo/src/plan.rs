@@ -10,6 +10,7 @@ use data::rule::{Rule, RuleSpec};
 use data::tokenizer::Tokenizer;
 use model::{Head, ModelConfig};
 use stage::{Describe, Paths, Problems, StageConfig};
+use training::peft;
 use training::prompts::{self, Prompt};
 
 use crate::config::{Advantage, Config, KlCoef, ValueInit};
@@ -19,6 +20,8 @@ pub(crate) struct Plan {
     pub(crate) config: Config,
     pub(crate) policy: PathBuf,
     pub(crate) reference: PathBuf,
+    /// The adapter of the policy that is trained in place of all of it.
+    pub(crate) peft: Option<peft::Plan>,
     pub(crate) reward: Option<PathBuf>,
     /// A value function's own trunk.
     pub(crate) value: Option<PathBuf>,
@@ -96,6 +99,10 @@ impl StageConfig for Config {
         let Some(tokenizer) = problems.take("model.path", Tokenizer::load(&policy)) else {
             return Err(problems);
         };
+        let peft = self.peft.clone().and_then(|table| peft::Plan::new(table, &mut problems));
+        if let Some(peft) = &peft {
+            peft.check_model(&model_config, Some(&policy), &mut problems);
+        }
         let of_policy = (policy.as_path(), &model_config, &tokenizer);
         let mut found =
             |key: &str, path: &Option<PathBuf>, head: Option<Head>| -> Option<PathBuf> {
@@ -149,6 +156,7 @@ impl StageConfig for Config {
         }
         problems.finish(Plan {
             reference: reference.unwrap_or_else(|| policy.clone()),
+            peft,
             policy,
             reward,
             value,

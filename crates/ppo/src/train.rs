@@ -10,8 +10,8 @@ use artifact::columns::{PROMPT, RESPONSE, SCORE, STEP};
 use artifact::rows::{Cell, Column, Kind, TableWriter};
 use data::batch::{BatchConfig, BatchSize, Batcher};
 use data::dataset::{Cursor, Order, TokenDataset};
+use model::Decoder;
 use model::weights::write_tensors;
-use model::{Decoder, Precision};
 use objectives::adapt_kl_coef;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -28,7 +28,6 @@ use crate::models::Models;
 use crate::plan::Plan;
 use crate::rollout::{Episode, MicroBatch, PromptCursor, minibatches, rollout};
 
-const POLICY: &str = "model.safetensors";
 const VALUE: &str = "value.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const VALUE_OPTIMIZER: &str = "value_optimizer.safetensors";
@@ -318,7 +317,7 @@ impl<'a> Run<'a> {
             (&*self.models, &self.optimizers, &self.plan.tokenizer);
         let step = self.state.step;
         let write = |dir: &Path| {
-            models.policy.save(dir, Precision::Fp32, u64::MAX)?;
+            checkpoint::save_weights(&models.policy, dir)?;
             tokenizer.save(dir)?;
             // A score on the policy's trunk is no part of a language model's files.
             let own = models.value.as_ref().map(|value| value.params().iter());
@@ -373,7 +372,8 @@ impl<'a> Run<'a> {
         put("best_step", json!(state.best.as_ref().map(|(step, _)| step)));
         if let Some((step, _)) = handed_on.filter(|(step, _)| *step != state.step) {
             let path = checkpoint::path_of(ctx, *step);
-            checkpoint::load_weights(&mut models.policy, &[&path.join(POLICY), &path.join(VALUE)])?;
+            let weights = checkpoint::weights_of(&path, &models.policy);
+            checkpoint::load_weights(&mut models.policy, &[&weights, &path.join(VALUE)])?;
         }
         Ok(results)
     }
@@ -402,12 +402,12 @@ fn new_optimizers(plan: &Plan, models: &mut Models) -> anyhow::Result<Optimizers
 
 /// Puts weights and optimisers of a checkpoint in place.
 fn load(models: &mut Models, optimizers: &mut Optimizers, dir: &Path) -> anyhow::Result<()> {
-    let value = dir.join(VALUE);
+    let (policy, value) = (checkpoint::weights_of(dir, &models.policy), dir.join(VALUE));
     if let Some(own) = &mut models.value {
         checkpoint::load_weights(own, &[&value])?;
-        checkpoint::load_weights(&mut models.policy, &[&dir.join(POLICY)])?;
+        checkpoint::load_weights(&mut models.policy, &[&policy])?;
     } else {
-        checkpoint::load_weights(&mut models.policy, &[&dir.join(POLICY), &value])?;
+        checkpoint::load_weights(&mut models.policy, &[&policy, &value])?;
     }
     checkpoint::load_optimizer(&mut optimizers.policy, &dir.join(OPTIMIZER))?;
     if let Some(optimizer) = &mut optimizers.value {

@@ -67,7 +67,8 @@ impl StageConfig for Config {
             "peft",
             "adapts a model that exists; give model.path",
         );
-        let texts = plan::Plan::new(Tables { seed, data, train, peft, samples, save }, &mut problems);
+        let texts =
+            plan::Plan::new(Tables { seed, data, train, peft, samples, save }, &mut problems);
         let tokenizer = texts.as_ref().map(|texts| &*texts.tokenizer);
         let start = start(&model, tokenizer, &mut problems);
         if let (Some(texts), Some(start)) = (&texts, &start) {

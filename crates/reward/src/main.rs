@@ -82,11 +82,7 @@ fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
 ///
 /// transformers takes the last token that is not padding, by its id; so the padding token must not be one that text may end
 /// with.
-fn save(
-    ctx: &mut Context,
-    decoder: &mut Decoder,
-    plan: &Plan,
-) -> anyhow::Result<()> {
+fn save(ctx: &mut Context, decoder: &mut Decoder, plan: &Plan) -> anyhow::Result<()> {
     let mut tokenizer = Tokenizer::clone(&plan.pairs.tokenizer);
     let ends = tokenizer.stop_ids(None);
     let is_apart = |id: &u32| !ends.contains(id);

@@ -46,7 +46,8 @@ impl StageConfig for Config {
     fn plan(self, _at: &Paths) -> Result<Plan, Problems> {
         let mut problems = Problems::new();
         let Self { seed, model, data, train, peft, samples, save, .. } = self;
-        let texts = plan::Plan::new(Tables { seed, data, train, peft, samples, save }, &mut problems);
+        let texts =
+            plan::Plan::new(Tables { seed, data, train, peft, samples, save }, &mut problems);
         let key = "model.path";
         let found = problems.take(key, artifact::model_dir(&model.path));
         let model = found.and_then(|dir| {

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use artifact::atomic::{self, AtomicDir};
 use artifact::{FORMAT_VERSION, Input};
-use model::{Decoder, Precision};
 use model::weights::{WeightFiles, write_tensors};
+use model::{Decoder, Precision};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -31,11 +31,12 @@ const STATE: &str = "state.json";
 const GENERATORS: &str = "generators.safetensors";
 
 /// Keys, and beginnings of keys, that a resumed run may have with other values: they do not touch its training.
-const FREE_KEYS: [&str; 5] = [
+const FREE_KEYS: [&str; 6] = [
     "train.log_every_steps:",
     "train.checkpoint.every_steps:",
     "train.checkpoint.save_total_limit:",
     "samples",
+    "evaluation",
     "save.",
 ];
 

@@ -9,11 +9,14 @@
 //! - [`checkpoint`]: all a run needs to go on as if it had never stopped.
 //! - [`prompts`]: prompts read and tokenised.
 //! - [`evaluate`](mod@evaluate), [`respond`](mod@respond): the loss on held-out rows, answers to held-out prompts.
+//! - [`tasks`]: answers to held-out prompts compared with the right ones, before and after.
+//! - [`peft`]: an adapter trained in place of the whole model; [`fine_tune`]: the stage that `finetune` and `peft` are.
 //! - [`stage_run`]: what every training stage does around its loop.
 
 pub mod branches;
 pub mod checkpoint;
 pub mod evaluate;
+pub mod fine_tune;
 pub mod loss;
 pub mod memory_estimate;
 mod memory_use;
@@ -27,6 +30,7 @@ pub mod schedule;
 pub mod settings;
 pub mod stage_run;
 pub mod supervised;
+pub mod tasks;
 #[cfg(test)]
 mod testing;
 pub mod update;

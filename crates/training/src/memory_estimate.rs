@@ -119,7 +119,8 @@ mod tests {
         let frugal =
             MemoryEstimate::new(&config, &train("activation_checkpointing = \"layer\""), None, 64);
         assert!(frugal.activations < plain.activations);
-        let part = MemoryEstimate::new(&config, &train("activation_checkpointing = \"mlp\""), None, 64);
+        let part =
+            MemoryEstimate::new(&config, &train("activation_checkpointing = \"mlp\""), None, 64);
         assert!(frugal.activations < part.activations && part.activations < plain.activations);
         assert_eq!(plain.total(), 16 * n + plain.activations);
     }

@@ -10,17 +10,17 @@ use torch_ext::memory;
 
 /// Bytes by what they are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct MemoryUse {
+pub(crate) struct MemoryUse {
     /// The model's own parameters: masters and compute copies.
-    pub weights: u64,
+    pub(crate) weights: u64,
     /// An adapter's.
-    pub adapter: u64,
+    pub(crate) adapter: u64,
     /// fp32 gradients of what trains.
-    pub gradients: u64,
+    pub(crate) gradients: u64,
     /// The optimiser's state.
-    pub optimizer: u64,
+    pub(crate) optimizer: u64,
     /// All else that was in tensors at the highest point of the step's forward and backward passes.
-    pub activations: u64,
+    pub(crate) activations: u64,
 }
 
 impl fmt::Display for MemoryUse {
@@ -73,13 +73,11 @@ impl Before {
 
 /// Bytes in tensors now, and at most since the peak was reset.
 fn now(device: Device) -> (u64, u64) {
-    match memory::cuda_stats(device) {
-        Ok(stats) => (stats.allocated, stats.peak_allocated),
-        Err(_) => {
-            let stats = memory::cpu_stats();
-            (stats.allocated, stats.peak_allocated)
-        }
+    if let Ok(stats) = memory::cuda_stats(device) {
+        return (stats.allocated, stats.peak_allocated);
     }
+    let stats = memory::cpu_stats();
+    (stats.allocated, stats.peak_allocated)
 }
 
 #[cfg(test)]
@@ -88,8 +86,13 @@ mod tests {
 
     #[test]
     fn parts_that_are_there_are_listed() {
-        let memory =
-            MemoryUse { weights: 2048, adapter: 0, gradients: 512, optimizer: 1024, activations: 4096 };
+        let memory = MemoryUse {
+            weights: 2048,
+            adapter: 0,
+            gradients: 512,
+            optimizer: 1024,
+            activations: 4096,
+        };
         let shown = memory.to_string();
         assert!(shown.starts_with("weights ") && !shown.contains("adapter"), "{shown}");
         assert_eq!(shown.matches(", ").count(), 3, "{shown}");

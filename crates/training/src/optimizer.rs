@@ -88,10 +88,7 @@ impl Group {
 
     fn step(&mut self, weights: &[&Trainable<'_>], options: &AdamWOptions) -> anyhow::Result<()> {
         let own = self.states.iter().map(|state| state.name.as_str());
-        ensure!(
-            own.eq(weights.iter().map(|weight| weight.name)),
-            OTHERS
-        );
+        ensure!(own.eq(weights.iter().map(|weight| weight.name)), OTHERS);
         // All full ones in one call.
         let [mut masters, mut grads, mut firsts, mut seconds, mut steps] = [(); 5].map(|()| vec![]);
         for (state, weight) in self.states.iter_mut().zip(weights) {
@@ -140,12 +137,11 @@ impl AdamW {
         for decayed in [true, false] {
             for weight in parameters.iter().filter(|weight| decays(weight) == decayed) {
                 let state = State::new(weight, settings.optim_bits);
-                match groups.iter_mut().find(|group| group.takes(weight)) {
-                    Some(group) => group.states.push(state),
-                    None => {
-                        let rate = weight.rate;
-                        groups.push(Group { decays: decayed, rate, states: vec![state] });
-                    }
+                if let Some(group) = groups.iter_mut().find(|group| group.takes(weight)) {
+                    group.states.push(state);
+                } else {
+                    let rate = weight.rate;
+                    groups.push(Group { decays: decayed, rate, states: vec![state] });
                 }
             }
         }

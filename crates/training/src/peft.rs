@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use artifact::digest;
 use data::tokenizer::Tokenizer;
-use model::peft::{Adapter, AdapterFiles, Quantization, trainable_parameters};
+use model::peft::{Adapter, AdapterFiles, InitLora, Method, Quantization, trainable_parameters};
 use model::{Decoder, Head, LoadOptions, Loading, ModelConfig, Precision};
 use stage::{Context, ErrorExt as _, Problems};
 use tch::Device;
@@ -34,7 +34,7 @@ pub struct Plan {
 
 impl Plan {
     /// Checks the table; all that is wrong goes into `problems`.
-    pub(crate) fn new(table: settings::Peft, problems: &mut Problems) -> Option<Self> {
+    pub fn new(table: settings::Peft, problems: &mut Problems) -> Option<Self> {
         let settings::Peft { method, adapter, modules_to_save, quantization, merge } = table;
         let (adapter, dir) = match (method, adapter) {
             (Some(method), None) => (Adapter { method, modules_to_save }, None),
@@ -54,22 +54,56 @@ impl Plan {
                 return None;
             }
             (None, None) => {
-                problems.push("peft", "needs a method, such as [peft.method.lora], or an adapter to go on from");
+                problems.push(
+                    "peft",
+                    "needs a method, such as [peft.method.lora], or an adapter to go on from",
+                );
                 return None;
             }
         };
-        Some(Self { adapter, dir, quantization, merge })
+        problems.check(
+            !merge || !matches!(adapter.method, Method::Bottleneck(_)),
+            "peft.merge",
+            "cannot be with a bottleneck adapter: it has layers of its own, which no weight can take in",
+        );
+        let plan = Self { adapter, dir, quantization, merge };
+        problems.check(
+            plan.quantization.is_none() || !plan.cuts_weights(),
+            "peft.quantization",
+            "does not go with init_lora_weights = \"pissa\", which takes a part of each weight for itself that rounding \
+             to 4 bits would undo",
+        );
+        Some(plan)
     }
 
-    /// Checks that the model can take the adapter.
-    pub(crate) fn check_model(&self, config: &ModelConfig, problems: &mut Problems) {
-        problems.take("peft", trainable_parameters(&self.adapter, config));
+    /// Checks that the model, whose directory is `dir`, can take the adapter.
+    pub fn check_model(&self, config: &ModelConfig, dir: Option<&Path>, problems: &mut Problems) {
+        match (&self.dir, dir) {
+            // Files may name what this model lacks, as PEFT's may; their tensors tell whether they fit.
+            (Some(adapter), Some(dir)) => {
+                let files = AdapterFiles::open(adapter).map_err(anyhow::Error::from);
+                problems.take("peft.adapter", files.and_then(|files| check_base(&files, dir)));
+            }
+            (Some(_), None) => {}
+            (None, _) => {
+                problems.take("peft", trainable_parameters(&self.adapter, config));
+            }
+        }
+    }
+
+    /// How many parameters train.
+    fn num_trained(&self, config: &ModelConfig) -> u64 {
+        let count = match &self.dir {
+            Some(dir) => AdapterFiles::open(dir).map(|files| files.num_elements() as u64),
+            None => trainable_parameters(&self.adapter, config),
+        };
+        count.unwrap_or_default()
     }
 
     /// A line for `--check`.
     pub(crate) fn describe(&self, config: &ModelConfig) -> String {
         let mut out = String::new();
-        let trained = trainable_parameters(&self.adapter, config).unwrap_or_default();
+        let trained = self.num_trained(config);
         let share = 100.0 * trained as f64 / (config.num_parameters() + trained) as f64;
         let name = self.adapter.method.name();
         let bits = if self.quantization.is_some() { " over weights in 4 bits" } else { "" };
@@ -79,7 +113,7 @@ impl Plan {
 
     /// Parameters that train, and bytes of the model's own in memory, of which `precision` is the compute type.
     pub(crate) fn sizes(&self, config: &ModelConfig, precision: Precision) -> (u64, u64) {
-        let trained = trainable_parameters(&self.adapter, config).unwrap_or_default();
+        let trained = self.num_trained(config);
         let all = config.num_parameters();
         let bytes = precision.size() as u64;
         let linear = all - config.num_embedding_parameters();
@@ -94,9 +128,30 @@ impl Plan {
         (trained, own)
     }
 
+    /// Whether the model begins as its files have it, and is still there without what is trained.
+    pub fn leaves_weights(&self) -> bool {
+        self.dir.is_none() && !self.cuts_weights()
+    }
+
+    fn cuts_weights(&self) -> bool {
+        matches!(&self.adapter.method, Method::Lora(lora) if lora.init_lora_weights == InitLora::Pissa)
+    }
+
     /// The adapter to go on from, an input of the run.
     pub fn input(&self) -> Option<&Path> {
         self.dir.as_deref()
+    }
+
+    /// Reads `base` with the adapter to go on from, frozen; `base` alone where a new one is trained.
+    ///
+    /// # Errors
+    /// As [`Decoder::load_with`].
+    pub fn load_frozen(&self, base: &Path, options: LoadOptions) -> anyhow::Result<Decoder> {
+        let files = self.dir.as_deref().map(AdapterFiles::open).transpose()?;
+        let quantization = self.quantization.as_ref();
+        let loading =
+            Loading { options, adapter_files: files.as_ref(), quantization, ..Loading::default() };
+        Ok(Decoder::load_with(base, &loading)?)
     }
 
     /// What is trained.
@@ -161,6 +216,73 @@ pub fn load_frozen(
     Ok(Decoder::load_with(base, &loading)?)
 }
 
+/// Where a model's files are, and those of the adapter over it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The model's directory.
+    pub base: PathBuf,
+    /// The adapter's.
+    pub adapter: Option<PathBuf>,
+}
+
+impl Place {
+    /// What `model`, a model's directory or a run's, stands for: with `adapter` over it, or with the adapter that a run
+    /// made without a model of its own, over the base that the adapter names.
+    ///
+    /// # Errors
+    /// Nothing is there; an adapter whose base is not where it says.
+    pub fn find(model: &Path, adapter: Option<&Path>) -> anyhow::Result<Self> {
+        if let Some(adapter) = adapter {
+            return Ok(Self { base: artifact::model_dir(model)?, adapter: Some(find(adapter)?) });
+        }
+        let error = match artifact::model_dir(model) {
+            Ok(base) => return Ok(Self { base, adapter: None }),
+            Err(error) => error,
+        };
+        let Ok(Some(adapter)) = artifact::adapter_dir(model) else { return Err(error.into()) };
+        let files = AdapterFiles::open(&adapter)?;
+        let shown = adapter.display();
+        let found = match files.base() {
+            Some(named) => artifact::model_dir(named).with_context(|| {
+                format!("{shown}: the model it was trained over, `{named}`, is not to be found")
+            }),
+            None => Err(anyhow::anyhow!("{shown}: names no model that it was trained over")),
+        };
+        let base = found.hint("give that model with --model and the adapter with --adapter")?;
+        Ok(Self { base, adapter: Some(adapter) })
+    }
+
+    /// The directory of the tokenizer that goes with it: the adapter's where it brings one.
+    pub fn tokenizer_dir(&self) -> &Path {
+        let own = self.adapter.as_deref().filter(|dir| dir.join("tokenizer.json").is_file());
+        own.unwrap_or(&self.base)
+    }
+
+    /// The model's config, with the output layer that its adapter has.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn config(&self) -> anyhow::Result<ModelConfig> {
+        let mut config = ModelConfig::from_dir(&self.base)?;
+        if let Some(adapter) = &self.adapter {
+            config.set_head(AdapterFiles::open(adapter)?.head());
+        }
+        Ok(config)
+    }
+
+    /// Reads the model, frozen, with its adapter.
+    ///
+    /// # Errors
+    /// As [`load_frozen`].
+    pub fn load(&self, device: Device, precision: Precision) -> anyhow::Result<Decoder> {
+        if let Some(adapter) = &self.adapter {
+            return load_frozen(&self.base, adapter, device, precision);
+        }
+        let options = LoadOptions { device, precision, trainable: false };
+        Ok(Decoder::load(&self.base, &options)?)
+    }
+}
+
 /// What tells a model's weights from others: the digest of its weight file, or of the digests of its shards.
 ///
 /// # Errors
@@ -186,7 +308,8 @@ pub fn check_base(files: &AdapterFiles, base: &Path) -> anyhow::Result<()> {
     }
     let (adapter, base) = (files.dir().display(), base.display());
     let named = files.base().unwrap_or("another model");
-    let error = anyhow::anyhow!("{adapter}: this adapter is of another base ({named}), not of {base}");
+    let error =
+        anyhow::anyhow!("{adapter}: this adapter is of another base ({named}), not of {base}");
     Err(error).hint("give the model it was trained over").usage()
 }
 
@@ -214,3 +337,6 @@ pub(crate) fn save(
     }
     Ok(Some(merged))
 }
+
+#[cfg(test)]
+mod tests;

@@ -210,7 +210,7 @@ impl Plan {
             ),
         );
         if let Some(peft) = &self.peft {
-            peft.check_model(config, problems);
+            peft.check_model(config, dir, problems);
         }
         if let Some(prompts) = &self.prompts {
             problems.take("samples.prompts", prompts.check_context(positions));
@@ -242,7 +242,12 @@ impl Plan {
         if let Some(prompts) = &self.prompts {
             let _ = writeln!(out, "samples     {}", prompts.path().display());
         }
-        let memory = MemoryEstimate::new(config, &self.supervised.settings, self.peft.as_ref(), self.longest_row);
+        let memory = MemoryEstimate::new(
+            config,
+            &self.supervised.settings,
+            self.peft.as_ref(),
+            self.longest_row,
+        );
         let _ = writeln!(
             out,
             "memory      about {} (weights {}, gradients {}, optimiser {}, activations {})",

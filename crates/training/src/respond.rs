@@ -81,27 +81,41 @@ pub fn respond(
     prompts: &Prompts,
 ) -> anyhow::Result<Map<String, Value>> {
     prompts.check_context(decoder.config().max_position_embeddings)?;
-    let requests: Vec<Request> = prompts
-        .prompts
-        .iter()
-        .map(|prompt| Request {
-            ids: prompt.ids.clone(),
-            max_new_tokens: prompts.settings.max_new_tokens,
-            sampling: Sampling::greedy(),
-        })
-        .collect();
-    let batch_rows = prompts.settings.batch_rows;
-    let mut model = Responder::new(decoder, tokenizer, Stop::default(), batch_rows)?;
-    let progress = Progress::new("samples", Some(requests.len() as u64));
-    let mut responses = Vec::with_capacity(requests.len());
-    // In portions, so that a signal is heard between them.
-    for portion in requests.chunks(8 * batch_rows) {
-        ctx.check_interrupt()?;
-        responses.extend(model.answer(portion)?);
-        progress.inc(portion.len() as u64);
-    }
+    let Samples { max_new_tokens, batch_rows, .. } = prompts.settings;
+    let progress = Progress::new("samples", Some(prompts.prompts.len() as u64));
+    let responses =
+        answers(ctx, decoder, tokenizer, &prompts.prompts, max_new_tokens, batch_rows, &progress)?;
     progress.finish();
     write(ctx, prompts, &responses)
+}
+
+/// Greedy answers to prompts, in their order.
+///
+/// # Errors
+/// A prompt that leaves no room for a response; libtorch's; a signal.
+pub(crate) fn answers(
+    ctx: &Context,
+    decoder: &Decoder,
+    tokenizer: &Tokenizer,
+    prompts: &[Prompt],
+    max_new_tokens: usize,
+    batch_rows: usize,
+    progress: &Progress,
+) -> anyhow::Result<Vec<Response>> {
+    let mut model = Responder::new(decoder, tokenizer, Stop::default(), batch_rows)?;
+    let mut responses = Vec::with_capacity(prompts.len());
+    // In portions, so that a signal is heard between them.
+    for portion in prompts.chunks(8 * batch_rows) {
+        ctx.check_interrupt()?;
+        let request = |prompt: &Prompt| Request {
+            ids: prompt.ids.clone(),
+            max_new_tokens,
+            sampling: Sampling::greedy(),
+        };
+        responses.extend(model.answer(&portion.iter().map(request).collect::<Vec<_>>())?);
+        progress.inc(portion.len() as u64);
+    }
+    Ok(responses)
 }
 
 /// The tokens at which a response ends.

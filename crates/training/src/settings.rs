@@ -1,7 +1,7 @@
 //! The config tables that training stages share. A stage's config has them as keys: `[data]`, `[train]`, `[peft]`,
 //! `[samples]`, `[save]`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use data::batch::{BatchConfig, BatchSize};
 use model::peft::{Method, Quantization};
@@ -172,7 +172,7 @@ impl Default for Checkpoint {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Samples {
-    /// Prompt rows, as data-prep writes them for records with a checker.
+    /// Prompt rows, as data-prep writes them for held-out records.
     pub prompts: PathBuf,
     /// Only so many, from the first on. Absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -191,6 +191,42 @@ fn max_new_tokens() -> usize {
 
 fn batch_rows() -> usize {
     64
+}
+
+/// `[evaluation.NAME]`: held-out prompts with their right answers, which the model answers greedily, before and after it is
+/// trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evaluation {
+    /// Prompt rows, as data-prep writes them for held-out records.
+    pub prompts: PathBuf,
+    /// Only so many, from the first on. Absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_prompts: Option<usize>,
+    /// The most tokens of an answer.
+    #[serde(default = "max_new_tokens")]
+    pub max_new_tokens: usize,
+    /// Answers generated at the same time.
+    #[serde(default = "batch_rows")]
+    pub batch_rows: usize,
+    /// The answers that there are, as the data has them: the model chooses the most probable one, and
+    /// `label_accuracy` counts the right choices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+    /// Also before training.
+    #[serde(default = "yes")]
+    pub before: bool,
+    /// Answers to show at the end.
+    #[serde(default = "examples")]
+    pub examples: usize,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn examples() -> usize {
+    2
 }
 
 /// `[save]`: how the trained model is written.
@@ -344,139 +380,33 @@ impl Optimizer {
 impl Samples {
     /// Everything in the table that cannot be, with its keys.
     pub(crate) fn problems(&self) -> Problems {
-        let mut problems = Problems::new();
-        problems.require_path("prompts", &self.prompts);
-        problems.check(self.max_new_tokens > 0, "max_new_tokens", "must be at least 1");
-        let rows = self.batch_rows;
-        let range = format_args!("must be from 1 to 4096, got {rows}").to_string();
-        problems.check((1..=4096).contains(&rows), "batch_rows", range);
+        answering(&self.prompts, self.max_new_tokens, self.batch_rows)
+    }
+}
+
+impl Evaluation {
+    /// Everything in the table that cannot be, with its keys.
+    pub(crate) fn problems(&self) -> Problems {
+        let mut problems = answering(&self.prompts, self.max_new_tokens, self.batch_rows);
+        problems.check(
+            self.labels.len() != 1,
+            "labels",
+            "needs at least two answers to choose from",
+        );
+        let empty = self.labels.iter().any(|label| label.trim().is_empty());
+        problems.check(!empty, "labels", "has an empty answer");
         problems
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Train {
-        toml::from_str(text).unwrap()
-    }
-
-    const LEAST: &str = "epochs = 1.5\nbatch_size.sequences = 4\nmicro_batch_tokens = 512\n\
-                         optimizer.learning_rate = 1e-3\nschedule.cosine = {}\n";
-
-    #[test]
-    fn the_least_config_has_the_usual_defaults_and_no_problems() {
-        let train = parse(LEAST);
-        assert!(train.problems().is_empty());
-        let adam = &train.optimizer;
-        assert_eq!((adam.adam_beta1, adam.adam_beta2, adam.adam_epsilon), (0.9, 0.999, 1e-8));
-        assert_eq!((adam.weight_decay, adam.max_grad_norm), (0.0, None));
-        assert_eq!((train.precision, train.log_every_steps), (Precision::Fp32, 10));
-        assert_eq!(train.checkpoint, Checkpoint::default());
-        // What is written out reads back the same, so that a manifest's config can be run again.
-        let again: Train = toml::from_str(&toml::to_string(&train).unwrap()).unwrap();
-        assert_eq!(again, train);
-    }
-
-    #[test]
-    fn every_impossible_value_is_named_at_once() {
-        let train = parse(
-            "steps = 0\nbatch_size.tokens = 0\nmicro_batch_tokens = 0\ndropout = 1.0\nmax_skipped_steps = 0\n\
-             checkpointing_interval = 0\n\
-             log_every_steps = 0\n\
-             [optimizer]\nlearning_rate = 0.0\nweight_decay = -0.1\nadam_beta1 = 1.0\nadam_beta2 = -0.1\n\
-             adam_epsilon = 0.0\noptim_bits = 16\nmax_grad_norm = 0.0\n\
-             [schedule.wsd]\ndecay_ratio = 1.5\n\
-             [eval]\nearly_stopping_patience = 0\n\
-             [checkpoint]\nevery_steps = 0\nsave_total_limit = 0\nkeep_best = true\n",
-        );
-        let expected = "- steps: must be at least 1\n\
-            - batch_size: must be from 1 to 1073741824, got 0\n\
-            - micro_batch_tokens: must be from 1 to 1073741824, got 0\n\
-            - dropout: must be from 0 to below 1, got 1\n\
-            - checkpointing_interval: must be at least 1\n\
-            - max_skipped_steps: must be at least 1\n\
-            - log_every_steps: must be at least 1\n\
-            - optimizer.learning_rate: must be above 0, got 0\n\
-            - optimizer.weight_decay: must be 0 or above, got -0.1\n\
-            - optimizer.adam_beta1: must be from 0 to below 1, got 1\n\
-            - optimizer.adam_beta2: must be from 0 to below 1, got -0.1\n\
-            - optimizer.adam_epsilon: must be above 0, got 0\n\
-            - optimizer.optim_bits: must be 32 or 8, got 16\n\
-            - optimizer.max_grad_norm: must be above 0, or absent, got 0\n\
-            - schedule.wsd.decay_ratio: must be from 0 to 1, got 1.5\n\
-            - eval.early_stopping_patience: needs eval.every_steps\n\
-            - eval.early_stopping_patience: must be at least 1, or absent\n\
-            - checkpoint.every_steps: must be at least 1, or absent\n\
-            - checkpoint.save_total_limit: must be at least 1: a resumed run needs the newest\n\
-            - checkpoint.keep_best: needs eval.every_steps";
-        assert_eq!(train.problems().to_string(), expected);
-    }
-
-    fn keys(value: &serde_json::Value, found: &mut Vec<String>) {
-        for (key, inner) in value.as_object().into_iter().flatten() {
-            found.push(key.clone());
-            keys(inner, found);
-        }
-    }
-
-    /// The shipped files are the reference: every key that the program knows is in them, if only in a comment.
-    #[test]
-    fn the_shipped_files_show_every_key() {
-        let train = parse(
-            "epochs = 1\nsteps = 1\nbatch_size.tokens = 1\nmicro_batch_tokens = 1\ndropout = 0.1\n\
-             [optimizer]\nlearning_rate = 1\nmax_grad_norm = 1\n\
-             [schedule.wsd]\nwarmup_steps = 1\nwarmup_ratio = 0.1\ndecay_ratio = 0.1\n\
-             [eval]\nevery_steps = 1\nmax_tokens = 1\nearly_stopping_patience = 1\n[checkpoint]\nevery_steps = 1\n",
-        );
-        let path = PathBuf::from("x");
-        let data = Data {
-            train: vec![path.clone()],
-            validation: vec![path.clone()],
-            tokenizer: Some(path.clone()),
-        };
-        let samples =
-            Samples { prompts: path, max_prompts: Some(1), max_new_tokens: 1, batch_rows: 1 };
-        let save = Save::default();
-        let all =
-            serde_json::json!({"train": train, "data": data, "samples": samples, "save": save});
-        let mut known = Vec::new();
-        keys(&all, &mut known);
-        assert!(known.len() > 35, "{known:?}");
-        let files = [
-            include_str!("../../../configs/pretrain.toml"),
-            include_str!("../../../configs/sft.toml"),
-        ];
-        for file in files {
-            let table: toml::Table = file.parse().unwrap();
-            let train: Train = table["train"].clone().try_into().unwrap();
-            assert_eq!(train.problems().to_string(), "");
-            for key in &known {
-                // One schedule is shown in each file.
-                let shown =
-                    [format!("{key} = "), format!("{key}]"), format!("{key}."), format!("{key}: ")];
-                let schedules = ["wsd", "decay_ratio", "decay"].contains(&key.as_str());
-                let found = shown.iter().any(|form| file.contains(form));
-                assert!(
-                    found || schedules,
-                    "`{key}` is not in the file that begins {:?}",
-                    &file[..60]
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn a_run_needs_one_length() {
-        let both = parse(&format!("steps = 3\n{LEAST}")).problems().to_string();
-        assert_eq!(both, "- steps: is given beside `epochs`; leave one out");
-        let none = parse(&LEAST.replace("epochs = 1.5\n", "")).problems().to_string();
-        assert_eq!(none, "- needs `epochs` or `steps`");
-        let nan = parse(&LEAST.replace("1.5", "nan")).problems().to_string();
-        assert_eq!(
-            nan,
-            "- epochs: must be above 0 and at most 1000 (give steps for more), got NaN"
-        );
-    }
+fn answering(prompts: &Path, max_new_tokens: usize, batch_rows: usize) -> Problems {
+    let mut problems = Problems::new();
+    problems.require_path("prompts", prompts);
+    problems.check(max_new_tokens > 0, "max_new_tokens", "must be at least 1");
+    let range = format_args!("must be from 1 to 4096, got {batch_rows}").to_string();
+    problems.check((1..=4096).contains(&batch_rows), "batch_rows", range);
+    problems
 }
+
+#[cfg(test)]
+mod tests;

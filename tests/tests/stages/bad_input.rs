@@ -202,7 +202,13 @@ fn a_tokenizer_of_another_model_is_refused() {
     let other =
         DATA_PREP.replace("vocab_size = 400", "vocab_size = 390").replace("\"data\"", "\"other\"");
     fs_err::write(yard.path().join("data-prep.toml"), other).unwrap();
-    for name in ["texts.jsonl", "conversations.jsonl", "preferences.jsonl", "requests.jsonl"] {
+    for name in [
+        "texts.jsonl",
+        "conversations.jsonl",
+        "preferences.jsonl",
+        "requests.jsonl",
+        "things.jsonl",
+    ] {
         fs_err::copy(FINISHED.join(name), yard.path().join(name)).unwrap();
     }
     stage("data-prep", yard.path()).succeed().unwrap();

@@ -85,7 +85,7 @@ fn survives_kills(victim: &Victim<'_>) {
     println!(
         "{name}: {kills} kills, {resumed} of them with a checkpoint, {half_written} half-written"
     );
-    for product in ["model", "data"] {
+    for product in ["model", "adapter", "data"] {
         if dir.join("straight").join(product).exists() {
             assert_same_files(
                 &dir.join("killed").join(product),
@@ -179,6 +179,39 @@ fn a_policy_that_shares_its_trunk_killed_at_random_ends_with_the_same_bits() {
     let settings = [&LONGER_PPO[..], &more].concat();
     let kills = FEW_KILLS;
     survives_kills(&Victim { name: "ppo", reads: PPO_READS, settings: &settings, kills });
+}
+
+/// Settings of `peft` for a run that is killed.
+const LONGER_PEFT: [&str; 4] = [
+    "train.checkpoint.every_steps=1",
+    "train.steps=60",
+    "evaluation.things.max_prompts=4",
+    "evaluation.instructions.max_prompts=1",
+];
+
+fn an_adapter_survives_kills(settings: &[&str]) {
+    let settings = [&LONGER_PEFT[..], settings].concat();
+    survives_kills(&Victim {
+        name: "peft",
+        reads: &["data", "sft"],
+        settings: &settings,
+        kills: FEW_KILLS,
+    });
+}
+
+#[test]
+fn a_lora_with_dropout_killed_at_random_ends_with_the_same_bits() {
+    an_adapter_survives_kills(&["peft.method.lora.lora_dropout=0.3", "peft.merge=true"]);
+}
+
+#[test]
+fn a_lora_over_weights_in_4_bits_killed_at_random_ends_with_the_same_bits() {
+    an_adapter_survives_kills(&["peft.quantization={}", "train.precision=bf16"]);
+}
+
+#[test]
+fn a_pissa_killed_at_random_ends_with_the_same_bits() {
+    an_adapter_survives_kills(&["peft.method.lora.init_lora_weights=pissa"]);
 }
 
 #[test]

@@ -3,9 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod adapter_refusals;
+mod adapter_stages;
+mod adapters;
 mod bad_input;
 mod cai;
 mod chat;
+mod fine_tuning;
 mod interruption;
 mod pipeline;
 mod ppo;
@@ -47,6 +51,12 @@ kind = "prompt"
 sources = ["requests.jsonl"]
 max_length = 96
 validation_fraction = 0.3
+[datasets.things]
+kind = "chat"
+sources = ["things.jsonl"]
+max_length = 96
+validation_fraction = 0.2
+mapping = { prompt_template = "{{ language }}: {{ story }}", completion = "thing" }
 "#;
 
 pub(crate) const PRETRAIN: &str = r#"
@@ -274,6 +284,45 @@ micro_batch_tokens = 512
 validation_fraction = 0.25
 "#;
 
+pub(crate) const FINETUNE: &str = r#"
+seed = 1
+out = "finetune"
+[model]
+path = "sft"
+[data]
+train = ["data/data/things/train.parquet"]
+validation = ["data/data/things/validation.parquet"]
+[train]
+steps = 30
+batch_size.sequences = 8
+micro_batch_tokens = 512
+log_every_steps = 5
+[train.optimizer]
+learning_rate = 5e-3
+[train.schedule.linear]
+warmup_ratio = 0.1
+[train.checkpoint]
+every_steps = 10
+[evaluation.things]
+prompts = "data/data/things/prompts.parquet"
+max_new_tokens = 8
+labels = ["apple", "pear"]
+[evaluation.instructions]
+prompts = "data/data/instructions/prompts.parquet"
+max_prompts = 8
+max_new_tokens = 8
+before = false
+examples = 0
+"#;
+
+/// [`FINETUNE`] becomes a config of `peft` with this at its end.
+pub(crate) const LORA: &str = r#"
+[peft.method.lora]
+r = 2
+lora_alpha = 4
+lora_dropout = 0.1
+"#;
+
 /// The value function of [`PPO`]; no `--set` takes a table away.
 pub(crate) const VALUE: &str = "[value]\ninit.own_trunk.path = \"reward\"\n";
 
@@ -301,6 +350,8 @@ static FINISHED: LazyLock<PathBuf> = LazyLock::new(|| {
     }
     corpus::write_jsonl(&dir.join("preferences.jsonl"), &preferences).unwrap();
     corpus::write_jsonl(&dir.join("requests.jsonl"), &requests()).unwrap();
+    corpus::write_jsonl(&dir.join("things.jsonl"), &things()).unwrap();
+    let peft = FINETUNE.replace("\"finetune\"", "\"peft\"").replace("5e-3", "2e-2") + LORA;
     fs_err::write(dir.join("constitution.toml"), CONSTITUTION).unwrap();
     for (name, config) in [
         ("data-prep", DATA_PREP),
@@ -311,6 +362,8 @@ static FINISHED: LazyLock<PathBuf> = LazyLock::new(|| {
         ("cai generate", CAI_GENERATE),
         ("cai train", CAI_TRAIN),
         ("cai label", CAI_LABEL),
+        ("finetune", FINETUNE),
+        ("peft", &peft),
     ] {
         fs_err::write(dir.join(config_of(name)), config).unwrap();
         stage(name, &dir).succeed().unwrap();
@@ -338,6 +391,23 @@ fn requests() -> Vec<Value> {
         serde_json::json!({"prompt": prompt, "task": task, "checker": checker})
     };
     (0..100).map(one).collect()
+}
+
+/// A task: which of two things was at a place.
+fn things() -> Vec<Value> {
+    let one = |place: usize| {
+        let thing = if place % 4 < 2 { "apple" } else { "pear" };
+        let (language, story) = if place.is_multiple_of(2) {
+            ("en", format!("Minsu found the {thing} at place {place}."))
+        } else {
+            ("ko", format!("민수는 {place}번 자리에서 {thing}을 찾았어요."))
+        };
+        let checker = serde_json::json!({"exact": {"answer": thing}});
+        serde_json::json!({
+            "story": story, "language": language, "thing": thing, "task": language, "checker": checker,
+        })
+    };
+    (0..160).map(one).collect()
 }
 
 /// The name of a stage's config.
@@ -375,7 +445,7 @@ pub(crate) fn yard(runs: &[&str]) -> tempfile::TempDir {
     dir
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     if !from.is_dir() {
         fs_err::copy(from, to).unwrap();
         return;
@@ -400,7 +470,7 @@ pub(crate) fn results(run: &Path) -> Value {
 pub(crate) fn timeless_results(run: &Path) -> Value {
     let mut all = results(run);
     let of_clock = |key: &str| {
-        ["tokens_per_second", "responses_per_second", "peak_memory_bytes"].contains(&key)
+        ["tokens_per_second", "responses_per_second", "peak_memory_bytes", "memory"].contains(&key)
     };
     all.as_object_mut().unwrap().retain(|key, _| !of_clock(key));
     all

@@ -12,7 +12,7 @@ const TRAIN_PAIRS: &str = "data/data/preferences/train.parquet";
 /// Gives a stage all settings of the table at once and expects its lines in their order, each cited with the setting beside it,
 /// and nothing else. A line beside no setting is about the file; a setting beside no line is at fault with another one.
 #[track_caller]
-fn refused(dir: &Path, name: &str, table: &[(&str, &str)]) {
+pub(crate) fn refused(dir: &Path, name: &str, table: &[(&str, &str)]) {
     let settings: Vec<&str> =
         table.iter().map(|(setting, _)| *setting).filter(|setting| !setting.is_empty()).collect();
     let outcome = stage(name, dir).args(["--out", "fresh"]).args(sets(&settings)).run().unwrap();
@@ -32,12 +32,12 @@ fn refused(dir: &Path, name: &str, table: &[(&str, &str)]) {
 
 /// Expects a refusal that has all of `parts`.
 #[track_caller]
-fn refused_with(dir: &Path, name: &str, settings: &[&str], parts: &[&str]) {
+pub(crate) fn refused_with(dir: &Path, name: &str, settings: &[&str], parts: &[&str]) {
     stage(name, dir).args(sets(settings)).fail(2, parts).unwrap();
 }
 
 /// A file of one prompt.
-fn prompt_file(path: &Path, prompt: &str, checker: Option<&str>) {
+pub(crate) fn prompt_file(path: &Path, prompt: &str, checker: Option<&str>) {
     let checker = checker.map(str::to_owned);
     let row = PromptRow { prompt: prompt.to_owned(), checker, ..PromptRow::default() };
     prompts::write(path, &[row]).unwrap();

@@ -77,10 +77,12 @@ struct Yard {
 }
 
 /// Refuses a config that says `bad`, notes its run, starts over where the last run was finished, leaves a checkpoint,
-/// fails where `fail-NAME` lies about, and writes a manifest whose inputs are the lines of `inputs-NAME`.
+/// fails where `fail-NAME` lies about, and writes a manifest whose inputs are the lines of `inputs-NAME`. `table` is noted with
+/// its arguments.
 const STAND_IN: &str = r#"#!/bin/bash
 set -euo pipefail
 name=${0##*/}
+[ "$1" != table ] || { echo "$name $*" >>log; exit; }
 [ "$1" = --config ] || { name="$name $1"; shift; }
 [ "$1 $3" = "--config --out" ] || { echo "unexpected arguments: $*" >&2; exit 2; }
 run=$4
@@ -108,7 +110,9 @@ impl Yard {
             fs_err::copy(root().join(&file), yard.path(&file)).unwrap();
         }
         yard.program("bin/cargo", "#!/bin/sh\n");
-        for stage in ["data-prep", "pretrain", "sft", "reward", "ppo", "cai", "chat"] {
+        for stage in
+            ["data-prep", "pretrain", "sft", "reward", "ppo", "cai", "finetune", "peft", "chat"]
+        {
             yard.program(&format!("target/release/{stage}"), STAND_IN);
             yard.write(&format!("configs/{stage}.toml"), "");
         }
@@ -180,7 +184,7 @@ impl Yard {
     }
 }
 
-const ALL: [&str; 8] = [
+const ALL: [&str; 10] = [
     "data-prep data-prep",
     "pretrain pretrain",
     "sft sft",
@@ -189,6 +193,8 @@ const ALL: [&str; 8] = [
     "sft helpful",
     "cai generate cai-generate",
     "cai train cai-train",
+    "finetune finetune",
+    "peft peft",
 ];
 
 #[test]
@@ -197,8 +203,8 @@ fn make_runs_the_pipeline_in_order_once() {
     let ran = yard.ran(&["-j4"]);
     let place = |stage: &str| ran.iter().position(|line| line == stage);
     assert_eq!(ran.len(), ALL.len(), "{ran:?}");
-    for path in [[0, 1, 2, 3, 4], [0, 1, 5, 6, 7]] {
-        let places = path.map(|at| place(ALL[at]).unwrap());
+    for path in [&[0, 1, 2, 3, 4][..], &[0, 1, 2, 5, 6, 7], &[0, 1, 2, 8], &[0, 1, 2, 9]] {
+        let places: Vec<usize> = path.iter().map(|&at| place(ALL[at]).unwrap()).collect();
         assert!(places.is_sorted(), "{ran:?}");
     }
     assert_eq!(yard.ran(&[]), [""; 0]);
@@ -327,6 +333,29 @@ fn a_pipeline_is_a_file_and_its_configs() {
 }
 
 #[test]
+fn methods_are_run_over_the_quickstart_and_shown_in_a_table() {
+    let yard = Yard::new();
+    let methods = stages(Path::new("pipelines/methods.mk"));
+    for stage in &methods {
+        yard.write(&format!("configs/methods/{}.toml", stage.name), "");
+    }
+    let ran = yard.ran(&["PIPELINE=methods", "table"]);
+    let program = |name: &str| if name == "full" { "finetune" } else { "peft" };
+    let mut wanted: Vec<String> = ALL[..3].iter().map(|&line| line.to_owned()).collect();
+    wanted.extend(methods.iter().map(|it| format!("{} methods/{}", program(&it.name), it.name)));
+    let runs: Vec<String> =
+        methods.iter().map(|stage| format!("runs/methods/{}", stage.name)).collect();
+    let table = format!("peft table {}", runs.join(" "));
+    wanted.push(table.clone());
+    assert_eq!(ran, wanted);
+    assert_eq!(yard.ran(&["PIPELINE=methods", "table"]), [table]);
+    let listed = String::from_utf8(yard.make(&["PIPELINE=methods", "help"]).stdout).unwrap();
+    for stage in &methods {
+        assert!(listed.contains(&format!("make {}", stage.name)), "{} in {listed}", stage.name);
+    }
+}
+
+#[test]
 fn help_lists_every_target_in_a_line_each() {
     let yard = Yard::new();
     let output = String::from_utf8(yard.make(&["help"]).stdout).unwrap();
@@ -338,7 +367,7 @@ fn help_lists_every_target_in_a_line_each() {
     let mut wanted: Vec<&str> =
         phony.flat_map(str::split_whitespace).filter(|it| !internal.contains(it)).collect();
     wanted.extend(["data-prep", "pretrain", "sft", "reward", "ppo"]);
-    wanted.extend(["helpful", "cai-generate", "cai-train", "cai"]);
+    wanted.extend(["helpful", "cai-generate", "cai-train", "finetune", "peft", "cai"]);
     assert_eq!(listed, wanted);
     assert!(
         output.lines().all(|line| line.split_whitespace().count() > 3),

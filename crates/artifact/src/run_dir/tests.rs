@@ -186,3 +186,35 @@ fn what_is_no_model_says_what_was_looked_for() {
         "PATH: no manifest.json, so the run that makes it has not finished; run its stage to the end first"
     );
 }
+
+#[test]
+fn an_adapter_is_found_in_its_own_directory_and_in_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"];
+    let run = finished(&dir.path().join("peft"), "peft", &files);
+    assert_eq!(adapter_dir(run.path()).unwrap(), Some(run.adapter_dir()));
+    assert_eq!(adapter_dir(run.adapter_dir()).unwrap(), Some(run.adapter_dir()));
+    assert!(run.outputs().unwrap().contains_key(files[1]), "an adapter is a product");
+    // Something else is no mistake: it may be a model.
+    let sft = finished(&dir.path().join("sft"), "sft", &["model/config.json"]);
+    assert_eq!(adapter_dir(sft.path()).unwrap(), None);
+    assert_eq!(adapter_dir(dir.path()).unwrap(), None);
+    let none = dir.path().join("none");
+    assert!(adapter_dir(&none).unwrap_err().to_string().contains("none: does not exist; give"));
+
+    let advice = "give a Hugging Face model directory or the run directory of a finished stage that makes a model";
+    assert_eq!(
+        model_dir(run.path()).unwrap_err().to_string(),
+        format!(
+            "{}: is the run directory of a stage that made an adapter only: set peft.merge = true there, or run `peft \
+             merge`; {advice}",
+            run.path().display()
+        )
+    );
+    fs::remove_file(run.manifest_path()).unwrap();
+    for unfinished in [adapter_dir(run.path()).unwrap_err(), model_dir(run.path()).unwrap_err()] {
+        assert!(unfinished.to_string().contains("no manifest.json, so the run"), "{unfinished}");
+    }
+    run.remove_adapter().unwrap();
+    assert_eq!(adapter_dir(run.path()).unwrap(), None);
+}

@@ -8,6 +8,7 @@ use data::tokenizer::Tokenizer;
 use model::{Head, ModelConfig};
 use serde::{Deserialize, Serialize};
 use stage::{Describe, Paths, Problems, StageConfig};
+use training::peft;
 use training::settings::{Peft, Save, Train};
 
 use crate::shared::{Asked, ConstitutionTable, Principles, read_prompts};
@@ -89,6 +90,8 @@ pub(crate) struct Plan {
     pub(crate) red_team: Vec<Asked>,
     pub(crate) helpful: Vec<Asked>,
     pub(crate) reward: Option<Scorer>,
+    /// The adapter to go on from.
+    pub(crate) adapter: Option<PathBuf>,
     revisions: u64,
 }
 
@@ -121,6 +124,10 @@ impl StageConfig for Config {
                     .filter(|_| key == "mix.revisions")
                     .unwrap_or(0);
             }
+        }
+        let peft = self.peft.clone().and_then(|table| peft::Plan::new(table, &mut problems));
+        if let Some(peft) = &peft {
+            peft.check_model(&model.config, Some(&model.dir), &mut problems);
         }
         let (mut red_team, mut ordinary, mut reward) = (Vec::new(), Vec::new(), None);
         if let Some(eval) = &self.eval {
@@ -157,6 +164,7 @@ impl StageConfig for Config {
             red_team,
             helpful: ordinary,
             reward,
+            adapter: peft.and_then(|peft| peft.input().map(Path::to_path_buf)),
             revisions: rows,
         })
     }

@@ -1,6 +1,7 @@
-//! The village clinic: complaints, their names, and what to do. Material to adapt a model to; no other
-//! part knows of it.
+//! The village clinic: complaints, their names, and what to do. Material to adapt a model to; other parts know its words, in
+//! children's play, and nothing of what is true.
 
+use rand::Rng as _;
 use serde_json::{Map, Value, json};
 
 use super::Rng;
@@ -156,6 +157,32 @@ impl Matter {
             ),
         }
     }
+}
+
+/// Children who play the doctor: the clinic's words in any order, and nothing that is true.
+///
+/// So that a pre-trained model knows the words, as models do, and has only what the clinic knows to learn.
+pub(crate) fn play(language: Language, rng: &mut Rng) -> String {
+    let word = |rng: &mut Rng| {
+        let ailment = one(AILMENTS, rng);
+        if rng.random_bool(0.5) { ailment.name } else { one(&ailment.signs, rng) }
+    };
+    let list: Vec<&str> = (0..rng.random_range(2..=4)).map(|_| word(rng).in_(language)).collect();
+    let days = one(AILMENTS, rng).days;
+    let plural = if days == 1 { "" } else { "s" };
+    let slots = Slots::new()
+        .word("who", one(PEOPLE, rng))
+        .text("list", &list.join(", "), &list.join(", "))
+        .word("one", word(rng))
+        .word("two", word(rng))
+        .word("advice", one(AILMENTS, rng).advice)
+        .number("days", days)
+        .text("rest", &format!("{days} day{plural}"), "");
+    let template = language.of((
+        "{who} plays the doctor: {list}! The signs of {one} are {two}. Please {advice} and rest for {rest}. It sounds like {one}.",
+        "{who:이} 의사 놀이를 해요: {list}! {one}의 증상은 {two:이에요}. {one}에는 {advice} {days}일 쉬세요.",
+    ));
+    capitalised(&fill(template, language, &slots))
 }
 
 /// A question to the clinic and its answer.

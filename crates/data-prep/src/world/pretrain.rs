@@ -3,6 +3,7 @@
 use rand::Rng as _;
 use rand::seq::SliceRandom as _;
 
+use super::clinic;
 use super::draw::{one, two};
 use super::exercise::{WordList, numbers_in_order};
 use super::facts::{Profile, Village};
@@ -26,16 +27,19 @@ enum Genre {
     Lists,
     /// A song of a few words that come again.
     Song,
+    /// The clinic's words, without what they have to do with each other.
+    Play,
 }
 
 /// How many of a hundred documents are of each genre.
-const SHARES: [(Genre, u32); 6] = [
-    (Genre::Profile, 27),
+const SHARES: [(Genre, u32); 7] = [
+    (Genre::Profile, 26),
     (Genre::Survey, 6),
     (Genre::Story, 18),
-    (Genre::Parallel, 23),
-    (Genre::Lists, 21),
-    (Genre::Song, 5),
+    (Genre::Parallel, 22),
+    (Genre::Lists, 20),
+    (Genre::Song, 4),
+    (Genre::Play, 4),
 ];
 
 /// Writes one document. What [`Split`] keeps for the held-out exercises does not occur in it, other than
@@ -57,6 +61,7 @@ pub(crate) fn document(village: &Village, split: Split, rng: &mut Rng) -> String
         }
         Genre::Parallel => lines(rng.random_range(2..=4), || parallel(language, split, rng)),
         Genre::Song => song(language, rng),
+        Genre::Play => clinic::play(language, rng),
         Genre::Lists => lines(rng.random_range(2..=4), || list(language, split, rng)),
     }
 }

@@ -168,10 +168,15 @@ impl<'a> Keys<'a> {
 
 /// Keys that ask for something this crate does not compute.
 fn refuse_unsupported(keys: &mut Keys<'_>) {
-    if keys.value("quantization_config").is_some() {
-        keys.problem(
-            "`quantization_config`: quantised checkpoints are not supported; convert to bf16 first",
-        );
+    if let Some(quantization) = keys.value("quantization_config") {
+        let is = |key: &str| quantization.get(key) == Some(&Value::Bool(true));
+        let by = quantization.get("quant_method").and_then(Value::as_str).unwrap_or_default();
+        if by != "bitsandbytes" || !(is("load_in_4bit") || is("_load_in_4bit")) {
+            keys.problem(
+                "`quantization_config`: quantised checkpoints are not supported but for those in 4 bits by bitsandbytes; \
+                 convert to bf16 first",
+            );
+        }
     }
     for key in ["add_cross_attention", "is_encoder_decoder"] {
         if keys.bool(key, false) {

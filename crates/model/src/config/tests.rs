@@ -141,7 +141,7 @@ fn all_problems_are_named_at_once() {
     });
     let found = problems(&config);
     let expected = [
-        "`quantization_config`: quantised",
+        "`quantization_config`: quantised checkpoints are not supported",
         "`hidden_size` must be an integer of at least 1, not \"wide\"",
         "`num_hidden_layers` must be an integer of at least 1, not 0",
         "`num_attention_heads` (5) is not a multiple of `num_key_value_heads` (2)",

@@ -16,13 +16,14 @@ pub(super) fn id_list(ids: &[i64]) -> Value {
 impl ModelConfig {
     /// The object that belongs into `config.json` beside weights stored as `dtype`.
     ///
-    /// It is the source object, unknown keys included, completed by every setting that the source left to
+    /// It is the source object, unknown keys included (but not `quantization_config`, which is the weights'), completed by every setting that the source left to
     /// transformers' defaults, so that the meaning does not depend on the reader's version.
     pub fn to_hf_json(&self, dtype: Precision) -> Value {
         let mut map = self.raw.clone();
         map.insert("model_type".into(), self.architecture.model_type().into());
         map.insert("architectures".into(), json!([self.architecture.class(self.head)]));
         // transformers 5 writes `dtype`; versions before 4.56 know `torch_dtype` only, which later ones still read.
+        map.remove("quantization_config");
         let dtype_key = if map.contains_key("dtype") { "dtype" } else { "torch_dtype" };
         map.insert(dtype_key.into(), dtype.torch_name().into());
         let defaults = match self.architecture {

@@ -107,6 +107,11 @@ impl Layer {
     }
 
     /// In the order of [`LayerLayout::linears`].
+    pub(crate) fn linears(&self) -> [&Linear; 4] {
+        [&self.qkv, &self.attention_out, &self.mlp.input, &self.mlp.output]
+    }
+
+    /// In the order of [`LayerLayout::linears`].
     pub(super) fn linears_mut(&mut self) -> [&mut Linear; 4] {
         [&mut self.qkv, &mut self.attention_out, &mut self.mlp.input, &mut self.mlp.output]
     }

@@ -21,9 +21,16 @@ pub(crate) enum WeightLayout {
 /// The weight of one or several Hugging Face layers side by side.
 #[derive(Debug)]
 pub(crate) enum Matrix {
-    Dense { weight: Tensor, layout: WeightLayout },
+    Dense {
+        weight: Tensor,
+        layout: WeightLayout,
+    },
     /// Parts of `[out, in]` each, and the number type to compute in.
-    FourBit { parts: Vec<FourBit>, kind: Kind, device: Device },
+    FourBit {
+        parts: Vec<FourBit>,
+        kind: Kind,
+        device: Device,
+    },
 }
 
 impl Matrix {
@@ -35,6 +42,20 @@ impl Matrix {
             }
             Self::FourBit { parts, kind, device } => {
                 let parts = parts.iter().map(FourBit::shallow_clone).collect();
+                Self::FourBit { parts, kind: *kind, device: *device }
+            }
+        }
+    }
+
+    /// The layer of this index among those side by side, whose outputs begin at `start`.
+    pub(super) fn part(&self, index: usize, (start, count): (i64, i64)) -> Self {
+        match self {
+            Self::Dense { weight, layout } => {
+                let dimension = i64::from(*layout == WeightLayout::InOut);
+                Self::Dense { weight: weight.narrow(dimension, start, count), layout: *layout }
+            }
+            Self::FourBit { parts, kind, device } => {
+                let parts = vec![parts[index].shallow_clone()];
                 Self::FourBit { parts, kind: *kind, device: *device }
             }
         }
@@ -183,7 +204,7 @@ impl Linear {
     pub(super) fn plain(&self, x: &Tensor) -> Result<Tensor> {
         match &self.matrix {
             Matrix::Dense { .. } => product(x, &self.matrix.in_out()?, self.bias.as_ref()),
-            Matrix::FourBit { .. } => low_rank::frozen(&self.matrix, self.bias.as_ref(), x),
+            Matrix::FourBit { .. } => low_rank::plain(&self.matrix, self.bias.as_ref(), x),
         }
     }
 
@@ -205,4 +226,3 @@ impl Linear {
         })
     }
 }
-

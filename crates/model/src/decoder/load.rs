@@ -6,8 +6,8 @@ use crate::error::{Error, Result};
 use crate::layout::{BlockId, ModelLayout, layout};
 use crate::params::{Keep, Params};
 use crate::peft::{
-    Adapter, AdapterFiles, Attachment, InitLora, Method, Quantization, attach, cut, ends_with,
-    linear_modules,
+    Adapter, AdapterFiles, Attachment, InitLora, Method, Origin, Quantization, attach, cut,
+    ends_with, linear_modules,
 };
 use crate::weights::WeightFiles;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,16 +20,18 @@ pub struct Loading<'a> {
     /// Device, precision, and whether it is to train. With an adapter nothing else does, but for the modules to save and
     /// the score.
     pub options: LoadOptions,
-    /// The output layer; that of the files where absent.
+    /// The output layer. Absent: a score for an adapter that has one, or else that of the model's files.
     pub head: Option<Head>,
     /// Decides how parameters start that the files lack.
     pub seed: u64,
     /// A new adapter.
     pub adapter: Option<&'a Adapter>,
-    /// An adapter to take up; not beside a new one.
+    /// An adapter to take up; a new one is left out then.
     pub adapter_files: Option<&'a AdapterFiles>,
     /// Linear layers in 4 bits, for a model that does not train by itself.
     pub quantization: Option<&'a Quantization>,
+    /// Reads in full what files have in 4 bits.
+    pub whole: bool,
 }
 
 impl Decoder {
@@ -60,7 +62,10 @@ impl Decoder {
     pub fn load_with(dir: &Path, loading: &Loading<'_>) -> Result<Self> {
         let mut config = ModelConfig::from_dir(dir)?;
         let given = config.head;
-        let head = loading.head.unwrap_or(given);
+        let scores = |files: &AdapterFiles| files.head() == Head::Score;
+        let of_adapter =
+            || loading.adapter_files.filter(|files| scores(files)).map(|_| Head::Score);
+        let head = loading.head.or_else(of_adapter).unwrap_or(given);
         if head != given {
             config.set_head(head);
         }
@@ -69,8 +74,11 @@ impl Decoder {
         let LoadOptions { device, precision, trainable } = loading.options;
         let adapter = loading.adapter_files.map(AdapterFiles::adapter).or(loading.adapter);
         let adapter = adapter.map(|adapter| adapter.resolved(config.architecture));
-        let attachment =
-            adapter.as_ref().map(|adapter| attach(adapter, &config, &layout)).transpose()?;
+        let origin = if loading.adapter_files.is_some() { Origin::Files } else { Origin::New };
+        let attachment = adapter
+            .as_ref()
+            .map(|adapter| attach(adapter, &config, &layout, origin))
+            .transpose()?;
         let keep = keeping(dir, loading, &config, &layout, &files, attachment.as_ref())?;
         let mut params = Params::allocate(&layout.blocks, device, precision, |id| keep[id]);
         files.fill(dir, (&config, given), &layout, &mut params, |part| {
@@ -88,12 +96,13 @@ impl Decoder {
                 params.fill(*id, p, &start_of(part, loading.seed)?)?;
             }
         }
-        if matches!(&adapter.method, Method::Lora(lora) if lora.init_lora_weights == InitLora::Pissa) {
+        if matches!(&adapter.method, Method::Lora(lora) if lora.init_lora_weights == InitLora::Pissa)
+        {
             starts = cut_principal(&mut params, &attachment, &files, &config)?;
         }
         set_magnitudes(&mut params, &attachment, config.is_conv1d())?;
         if let Some(files) = loading.adapter_files {
-            put(&mut params, files, &attachment)?;
+            put(&mut params, files, &attachment, config.ties_head())?;
         }
         params.refresh_compute();
         let mut decoder = Self::assemble(config, &layout, params);
@@ -112,8 +121,9 @@ impl Decoder {
                 linear.change = change.as_ref().map(|change| change.build(params, ids));
             }
             if let Method::Bottleneck(bottleneck) = &adapter.method {
-                layer.bottlenecks = bottlenecks
-                    .map(|pairs| Some(super::bottleneck::Bottleneck::new(params, ids, pairs?, bottleneck)));
+                layer.bottlenecks = bottlenecks.map(|pairs| {
+                    Some(super::bottleneck::Bottleneck::new(params, ids, pairs?, bottleneck))
+                });
             }
         }
     }
@@ -152,8 +162,12 @@ impl Decoder {
         (&mut self.params, self.layers[layer].linear_mut(slot))
     }
 
+    /// Takes the adapter's parameters away, which by now nothing uses, and freezes the rest.
     pub(crate) fn forget_adapter(&mut self) {
         self.attached = None;
+        self.params.drop_added();
+        self.params.set_trainable(|_| false);
+        self.params.refresh_compute();
     }
 }
 
@@ -189,7 +203,8 @@ fn keeping(
     let mut keep = Vec::with_capacity(layout.blocks.len());
     for (id, spec) in layout.blocks.iter().enumerate() {
         let trains = spec.parts.iter().find(|part| trained.contains(&part.name));
-        let in_files = spec.parts.iter().find(|part| files.is_four_bit(&part.name, config));
+        let stored = |part: &&crate::layout::PartSpec| files.is_four_bit(&part.name, config);
+        let in_files = spec.parts.iter().find(stored).filter(|_| !loading.whole);
         let linear = modules.iter().any(|module| module.block == id);
         let skipped = |quantization: &Quantization| {
             let ends = |part: &crate::layout::PartSpec| {
@@ -197,14 +212,19 @@ fn keeping(
             };
             spec.parts.iter().any(ends)
         };
-        let quantised = loading.quantization.filter(|quantization| linear && !skipped(quantization));
+        let quantised =
+            loading.quantization.filter(|quantization| linear && !skipped(quantization));
         if let Some(part) = trains
             && (quantised.is_some() || in_files.is_some())
         {
             let name = part.module();
+            let or = if in_files.is_some() {
+                "give the model in full precision"
+            } else {
+                "name it in quantization.skip_modules"
+            };
             return Err(Error::Adapter(format!(
-                "{name} is to be trained whole, but its weight is kept in 4 bits; name it in quantization.skip_modules, or \
-                 leave it out of modules_to_save"
+                "{name} is to be trained whole, but its weight is kept in 4 bits; {or}, or leave it out of modules_to_save"
             )));
         }
         if let (Some(part), true) = (in_files, trains_whole) {
@@ -218,9 +238,12 @@ fn keeping(
         keep.push(match (trains.is_some() || trains_whole, quantised) {
             (true, _) if loading.options.trainable => Keep::Trained,
             (_, Some(quantization)) => Keep::four_bit(quantization, config.is_conv1d()),
-            (_, None) if in_files.is_some() && linear => {
+            // Of layers side by side all or none: others would have to be rounded.
+            (_, None)
+                if in_files.is_some() && linear && spec.parts.iter().all(|part| stored(&part)) =>
+            {
                 Keep::four_bit(&Quantization::default(), config.is_conv1d())
-            },
+            }
             _ => Keep::Frozen,
         });
     }
@@ -228,14 +251,19 @@ fn keeping(
 }
 
 /// Sets the adapter's parameters, and those of the model that were trained beside it.
-fn put(params: &mut Params, files: &AdapterFiles, attachment: &Attachment) -> Result<()> {
+fn put(
+    params: &mut Params,
+    files: &AdapterFiles,
+    attachment: &Attachment,
+    tied: bool,
+) -> Result<()> {
     let added = attachment.blocks.iter().flat_map(|block| &block.parts);
     let mut wanted: Vec<(String, Vec<i64>)> =
         added.map(|part| (part.name.clone(), part.shape.clone())).collect();
     for name in &attachment.trained {
         wanted.push((name.clone(), params.get(name).map_or_else(Vec::new, |t| t.size())));
     }
-    for (name, tensor) in files.tensors(&wanted)? {
+    for (name, tensor) in files.tensors(&wanted, tied)? {
         params.put(&name, &tensor)?;
     }
     Ok(())

@@ -1,6 +1,9 @@
 //! Low-rank updates of a frozen linear layer, computed with it in one autograd node: no gradient of the weight, and a
 //! weight in 4 bits is there in full only while a product needs it.
 
+#[cfg(test)]
+mod tests;
+
 use super::linear::{Linear, Matrix, product};
 use crate::error::Result;
 use tch::{Kind, Tensor};
@@ -59,7 +62,8 @@ impl LowRank {
     }
 
     pub(super) fn leaves(&self) -> impl Iterator<Item = &Tensor> {
-        let parts = self.parts.iter().flat_map(|part| std::iter::once(&part.b).chain(&part.magnitude));
+        let parts =
+            self.parts.iter().flat_map(|part| std::iter::once(&part.b).chain(&part.magnitude));
         std::iter::once(&self.a).chain(parts)
     }
 
@@ -75,24 +79,37 @@ impl LowRank {
         if self.has_magnitudes() {
             return self.decomposed(layer, x, apart);
         }
-        if layer.matrix.trains() {
-            // Some of the layers side by side train whole.
-            return Ok(layer.plain(x)? + self.adapted(None, None, &thinned, None)?);
+        self.updated(&layer.matrix, layer.bias.as_ref(), x, apart)
+    }
+
+    /// `x · weight + bias + scale · (thinned Aᵀ) Bᵀ`, `thinned` being `x` where it is absent.
+    fn updated(
+        &self,
+        matrix: &Matrix,
+        bias: Option<&Tensor>,
+        x: &Tensor,
+        thinned: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        if !matrix.trains() {
+            return self.node(Some(matrix), bias, 0).forward(x, thinned);
         }
-        self.adapted(Some(&layer.matrix), layer.bias.as_ref(), x, apart)
+        // Some of the layers side by side train whole.
+        let whole = product(x, &matrix.in_out()?, bias)?;
+        let update = self.node(None, None, whole.size()[1]).forward(thinned.unwrap_or(x), None)?;
+        Ok(whole + update)
     }
 
     /// `DoRA`: the direction of `W + scale · B A`, times learned lengths. The length of the sum is taken as a constant in
     /// the backward pass (section 4.3).
     fn decomposed(&self, layer: &Linear, x: &Tensor, thinned: Option<&Tensor>) -> Result<Tensor> {
         let factors = self.factors(&layer.matrix)?;
-        let matrix = Some(&layer.matrix);
+        let matrix = &layer.matrix;
         let scaled = match thinned {
-            None => self.adapted(matrix, None, x, None)? * factors,
+            None => self.updated(matrix, None, x, None)? * factors,
             Some(thinned) => {
-                let whole = self.adapted(matrix, None, thinned, None)?;
-                let base = frozen(&layer.matrix, None, x)?;
-                base - frozen(&layer.matrix, None, thinned)? + whole * factors
+                let whole = self.updated(matrix, None, thinned, None)?;
+                let base = plain(matrix, None, x)?;
+                base - plain(matrix, None, thinned)? + whole * factors
             }
         };
         Ok(match &layer.bias {
@@ -115,7 +132,7 @@ impl LowRank {
             factors.push(ones(start - at));
             factors.push(match &part.magnitude {
                 Some(magnitude) => {
-                    magnitude.to_kind(Kind::Float) / lengths.narrow(0, start, count)
+                    magnitude.to_kind(Kind::Float) / divisors(&lengths.narrow(0, start, count))
                 }
                 None => ones(count),
             });
@@ -143,35 +160,38 @@ impl LowRank {
         for part in &self.parts {
             let Some(magnitude) = &part.magnitude else { continue };
             let mut rows = sum.narrow(0, part.outputs.0, part.outputs.1);
-            let factor = magnitude.to_kind(Kind::Float) / row_lengths(&rows);
+            let factor = magnitude.to_kind(Kind::Float) / divisors(&row_lengths(&rows));
             let _ = rows.f_mul_(&factor.unsqueeze(1))?;
         }
         Ok(sum)
     }
 
-    /// `x · weight + bias + scale · (thinned Aᵀ) Bᵀ`, `thinned` being `x` where it is absent, and without what is absent.
-    fn adapted(
-        &self,
-        matrix: Option<&Matrix>,
-        bias: Option<&Tensor>,
-        x: &Tensor,
-        thinned: Option<&Tensor>,
-    ) -> Result<Tensor> {
-        let places: Vec<Place> = self
-            .parts
-            .iter()
-            .map(|p| Place { outputs: p.outputs, rows: p.rows, scale: p.scale })
-            .collect();
-        let bs: Vec<&Tensor> = self.parts.iter().map(|part| &part.b).collect();
-        let node = Node { matrix, bias, a: Some(&self.a), bs, places };
-        node.forward(x, thinned)
+    /// The update with what is frozen around it; `width` is the number of outputs where there is no matrix.
+    fn node<'a>(
+        &'a self,
+        matrix: Option<&'a Matrix>,
+        bias: Option<&'a Tensor>,
+        width: i64,
+    ) -> Node<'a> {
+        let place = |p: &Part| Place { outputs: p.outputs, rows: p.rows, scale: p.scale };
+        let places = self.parts.iter().map(place).collect();
+        let bs = self.parts.iter().map(|part| &part.b).collect();
+        Node { matrix, bias, a: Some(&self.a), bs, places, width }
     }
 }
 
-/// A frozen layer alone: the gradient goes to `x` (and the bias) only.
-pub(super) fn frozen(matrix: &Matrix, bias: Option<&Tensor>, x: &Tensor) -> Result<Tensor> {
-    Node { matrix: Some(matrix), bias, a: None, bs: Vec::new(), places: Vec::new() }
+/// A layer without any change: the gradient of a frozen one goes to `x` (and the bias) only.
+pub(super) fn plain(matrix: &Matrix, bias: Option<&Tensor>, x: &Tensor) -> Result<Tensor> {
+    if matrix.trains() {
+        return product(x, &matrix.in_out()?, bias);
+    }
+    Node { matrix: Some(matrix), bias, a: None, bs: Vec::new(), places: Vec::new(), width: 0 }
         .forward(x, None)
+}
+
+/// Lengths to divide by: a row of zeros stays one.
+fn divisors(lengths: &Tensor) -> Tensor {
+    lengths.clamp_min(f64::from(f32::MIN_POSITIVE))
 }
 
 /// L2 norms of the rows of `[out, in]`.
@@ -186,6 +206,8 @@ struct Node<'a> {
     a: Option<&'a Tensor>,
     bs: Vec<&'a Tensor>,
     places: Vec<Place>,
+    /// Number of outputs, where there is no matrix.
+    width: i64,
 }
 
 impl Node<'_> {
@@ -231,10 +253,7 @@ impl Node<'_> {
         let x = x.detach();
         let out = match self.matrix {
             Some(matrix) => product(&x, &matrix.in_out()?, self.bias)?,
-            None => {
-                let end = self.places.last().map_or(0, |place| place.outputs.0 + place.outputs.1);
-                x.new_zeros([x.size()[0], end], (x.kind(), x.device()))
-            }
+            None => x.new_zeros([x.size()[0], self.width], (x.kind(), x.device())),
         };
         let Some(a) = self.a else { return Ok((out, None)) };
         let input = thinned.map_or_else(|| x.shallow_clone(), Tensor::detach);
@@ -307,9 +326,10 @@ impl Backward {
         }
         let mut all = vec![of_x];
         all.extend(self.needs_thinned.map(|_| of_thinned));
-        all.extend(self.needs_bias.map(|needed| {
-            needed.then(|| grad.sum_dim_intlist(0, false, None::<Kind>))
-        }));
+        all.extend(
+            self.needs_bias
+                .map(|needed| needed.then(|| grad.sum_dim_intlist(0, false, None::<Kind>))),
+        );
         all.extend(adapter);
         Ok(all)
     }

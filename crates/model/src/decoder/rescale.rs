@@ -1,7 +1,10 @@
 //! Learned factors on a linear layer's inputs or outputs: Liu et al. 2022, `IA3`, arXiv:2205.05638, section 3.3.
 
-use super::linear::{Linear, Matrix, WeightLayout, product};
-use super::low_rank::frozen;
+#[cfg(test)]
+mod tests;
+
+use super::linear::Linear;
+use super::low_rank::plain;
 use crate::error::Result;
 use tch::Tensor;
 
@@ -72,19 +75,12 @@ impl Rescale {
             return Ok(layer.plain(x)? * self.output_factors(x)?);
         }
         // Layers side by side whose inputs differ: one by one.
-        let weight = layer.matrix.in_out()?;
         let mut outputs = Vec::with_capacity(self.parts.len());
-        for part in &self.parts {
+        for (index, part) in self.parts.iter().enumerate() {
             let (start, count) = part.outputs;
             let bias = layer.bias.as_ref().map(|bias| bias.narrow(0, start, count));
-            let matrix = Matrix::Dense {
-                weight: weight.narrow(1, start, count),
-                layout: WeightLayout::InOut,
-            };
-            let run = |x: &Tensor| match matrix.trains() {
-                true => product(x, &matrix.in_out()?, bias.as_ref()),
-                false => frozen(&matrix, bias.as_ref(), x),
-            };
+            let matrix = layer.matrix.part(index, part.outputs);
+            let run = |x: &Tensor| plain(&matrix, bias.as_ref(), x);
             outputs.push(match &part.factors {
                 Factors::None => run(x)?,
                 Factors::Inputs(factors) => run(&(x * factors.flatten(0, -1)))?,

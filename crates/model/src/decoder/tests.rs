@@ -3,17 +3,16 @@ mod reference;
 
 use super::*;
 use crate::config::Architecture;
-use crate::testing::{assert_close, gap, randomised, row, tiny, tiny_config, tiny_json, token_ids};
+use crate::testing::{
+    GENERATOR, assert_close, gap, randomised, row, tiny, tiny_config, tiny_json, token_ids,
+};
 use reference::Reference;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 use tch::no_grad;
 use torch_ext::autograd;
 
 const TRAINABLE: LoadOptions =
     LoadOptions { device: Device::Cpu, precision: Precision::Fp32, trainable: true };
-
-/// Held by tests that use dropout: they share one process-wide random generator.
-static GENERATOR: Mutex<()> = Mutex::new(());
 
 /// A fixed weighting of logits, so that a sum over it has a gradient everywhere.
 fn probe(tokens: i64) -> Tensor {

@@ -3,7 +3,7 @@
 use super::config::{
     Adapter, Bias, Bottleneck, BottleneckPlace, Ia3, InitLora, Lora, Method, Targets,
 };
-use super::target::{Module, ends_with, is_within, linear_modules, nearest, pattern_value};
+use super::target::{Module, Origin, ends_with, is_within, linear_modules, nearest, pattern_value};
 use crate::config::{Architecture, ModelConfig, SCORE};
 use crate::decoder::{Factors, LowRank, LowRankPart, Rescale, RescalePart};
 use crate::error::{Error, Result};
@@ -85,6 +85,14 @@ impl ChangePlan {
 }
 
 impl Attachment {
+    /// Number of numbers that train, the model's own and the added ones.
+    pub(crate) fn num_parameters(&self, layout: &ModelLayout) -> u64 {
+        let own = layout.blocks.iter().flat_map(|block| &block.parts);
+        let own = own.filter(|part| self.trained.contains(&part.name));
+        let added = self.blocks.iter().flat_map(|block| &block.parts);
+        own.chain(added).map(|part| part.shape.iter().product::<i64>() as u64).sum()
+    }
+
     /// Places of all low-rank changes, with the block of their `A`.
     pub(crate) fn low_ranks(&self) -> impl Iterator<Item = (usize, &LowRankPlan)> {
         self.changes.iter().flatten().flatten().flat_map(|change| {
@@ -132,8 +140,10 @@ pub(crate) fn attach(
     adapter: &Adapter,
     config: &ModelConfig,
     layout: &ModelLayout,
+    origin: Origin,
 ) -> Result<Attachment> {
     let modules = linear_modules(config, layout);
+    let choice = Choice { modules: &modules, whole: &adapter.modules_to_save, origin };
     let layers = layout.layers.len();
     let mut attachment = Attachment {
         blocks: Vec::new(),
@@ -143,11 +153,11 @@ pub(crate) fn attach(
         modules: Vec::new(),
     };
     match &adapter.method {
-        Method::Lora(lora) => attachment.add_lora(lora, layout, &modules)?,
-        Method::Ia3(ia3) => attachment.add_ia3(ia3, &modules)?,
+        Method::Lora(lora) => attachment.add_lora(lora, layout, &choice)?,
+        Method::Ia3(ia3) => attachment.add_ia3(ia3, &choice)?,
         Method::Bottleneck(bottleneck) => attachment.add_bottleneck(bottleneck, config, layout)?,
     }
-    attachment.add_saved(adapter, config, layout)?;
+    attachment.add_saved(adapter, config, layout, origin)?;
     Ok(attachment)
 }
 
@@ -161,32 +171,16 @@ impl Attachment {
         self.block(vec![part])
     }
 
-    fn add_lora(&mut self, lora: &Lora, layout: &ModelLayout, modules: &[Module]) -> Result<()> {
+    fn add_lora(&mut self, lora: &Lora, layout: &ModelLayout, choice: &Choice<'_>) -> Result<()> {
         check_lora(lora)?;
-        let mut chosen = lora.target_modules.select("target_modules", modules)?;
-        if let Some(exclude) = &lora.exclude_modules {
-            let out = exclude.select("exclude_modules", modules)?;
-            chosen.retain(|module| !out.contains(module));
-        }
-        if let Some(layers) = &lora.layers_to_transform {
-            let last = self.changes.len() as i64 - 1;
-            if let Some(beyond) = layers.iter().find(|&&layer| !(0..=last).contains(&layer)) {
-                return Err(Error::Adapter(format!(
-                    "layers_to_transform: there is no layer {beyond}; the last is {last}"
-                )));
-            }
-            chosen.retain(|module| layers.contains(&(module.layer as i64)));
-        }
-        if chosen.is_empty() {
-            return Err(Error::Adapter("exclude_modules and layers_to_transform leave no layer".into()));
-        }
+        let chosen = choice.of_lora(lora, self.changes.len())?;
         for group in chosen.chunk_by(|a, b| (a.layer, a.slot) == (b.layer, b.slot)) {
-            self.add_low_rank(lora, group)?;
+            self.add_low_rank(lora, group, choice.origin)?;
         }
         self.modules = chosen.into_iter().cloned().collect();
         for part in layout.blocks.iter().flat_map(|block| &block.parts) {
             let own = || self.modules.iter().any(|module| module.name == part.module());
-            if part.name.ends_with(".bias")
+            if part.name.strip_suffix(".bias").is_some()
                 && (lora.bias == Bias::All || (lora.bias == Bias::LoraOnly && own()))
             {
                 self.trained.insert(part.name.clone());
@@ -196,13 +190,14 @@ impl Attachment {
     }
 
     /// The layers of `group` share one input.
-    fn add_low_rank(&mut self, lora: &Lora, group: &[&Module]) -> Result<()> {
+    fn add_low_rank(&mut self, lora: &Lora, group: &[&Module], origin: Origin) -> Result<()> {
         let mut ranks = Vec::new();
         let mut a = Vec::new();
         for module in group {
             let &r = pattern_value(&lora.rank_pattern, &module.name)?.unwrap_or(&lora.r);
             let (inputs, outputs) = (module.inputs, module.outputs);
-            let most = inputs.min(outputs);
+            // What was a PiSSA has twice its rank in the files.
+            let most = if origin == Origin::New { inputs.min(outputs) } else { i64::MAX };
             if !(1..=most).contains(&r) {
                 let name = &module.name;
                 return Err(Error::Adapter(format!(
@@ -246,20 +241,21 @@ impl Attachment {
         Ok(())
     }
 
-    fn add_ia3(&mut self, ia3: &Ia3, modules: &[Module]) -> Result<()> {
+    fn add_ia3(&mut self, ia3: &Ia3, choice: &Choice<'_>) -> Result<()> {
         let targets = ia3.target_modules.as_ref().unwrap_or(&Targets::AllLinear);
-        let chosen = targets.select("target_modules", modules)?;
+        let chosen = choice.select("target_modules", targets)?;
         let inner = match &ia3.feedforward_modules {
-            Some(inner) => inner.select("feedforward_modules", modules)?,
+            Some(inner) => choice.select("feedforward_modules", inner)?,
             None => Vec::new(),
         };
-        if let Some(other) = inner.iter().find(|module| !chosen.contains(module)) {
+        let other = inner.iter().find(|module| !chosen.contains(module));
+        if let Some(other) = other.filter(|_| choice.origin == Origin::New) {
             let name = &other.name;
             return Err(Error::Adapter(format!(
                 "feedforward_modules: {name} is not among target_modules; name it there too"
             )));
         }
-        for group in modules.chunk_by(|a, b| (a.layer, a.slot) == (b.layer, b.slot)) {
+        for group in choice.modules.chunk_by(|a, b| (a.layer, a.slot) == (b.layer, b.slot)) {
             if !group.iter().any(|module| chosen.contains(&module)) {
                 continue;
             }
@@ -313,15 +309,26 @@ impl Attachment {
     }
 
     /// What trains of the model itself: the modules to save, and a score.
-    fn add_saved(&mut self, adapter: &Adapter, config: &ModelConfig, layout: &ModelLayout) -> Result<()> {
+    fn add_saved(
+        &mut self,
+        adapter: &Adapter,
+        config: &ModelConfig,
+        layout: &ModelLayout,
+        origin: Origin,
+    ) -> Result<()> {
         let parts = || layout.blocks.iter().flat_map(|block| &block.parts);
         for wanted in &adapter.modules_to_save {
             let found: Vec<&PartSpec> =
                 parts().filter(|part| is_within(part.module(), wanted)).collect();
             if found.is_empty() {
-                let tied = ends_with(wanted, "lm_head") && config.tie_word_embeddings;
+                let tied = ends_with(wanted, "lm_head") && config.ties_head();
+                let embedding = layout.blocks[layout.embedding].parts[0].module();
+                let embeds =
+                    || adapter.modules_to_save.iter().any(|name| is_within(embedding, name));
+                if (tied && embeds()) || (!tied && origin == Origin::Files) {
+                    continue;
+                }
                 return Err(Error::Adapter(if tied {
-                    let embedding = layout.blocks[layout.embedding].parts[0].module();
                     format!(
                         "modules_to_save: `{wanted}` shares its weight with the embedding; name `{embedding}` to train both"
                     )
@@ -354,6 +361,67 @@ fn prefixes(layout: &ModelLayout, layer: &LayerLayout) -> [String; 2] {
     })
 }
 
+/// What layers are chosen from.
+struct Choice<'a> {
+    modules: &'a [Module],
+    /// Names of what is trained whole.
+    whole: &'a [String],
+    origin: Origin,
+}
+
+impl<'a> Choice<'a> {
+    fn select(&self, key: &str, targets: &Targets) -> Result<Vec<&'a Module>> {
+        let mut chosen = targets.select(key, self.modules, self.origin)?;
+        if self.origin == Origin::Files {
+            // PEFT passes over what is trained whole.
+            let whole = |name: &str| self.whole.iter().any(|whole| is_within(name, whole));
+            chosen.retain(|module| !whole(&module.name));
+        }
+        Ok(chosen)
+    }
+
+    /// The layers that a LoRA changes, of a model of `layers` transformer layers.
+    fn of_lora(&self, lora: &Lora, layers: usize) -> Result<Vec<&'a Module>> {
+        let mut chosen = self.select("target_modules", &lora.target_modules)?;
+        if let Some(exclude) = &lora.exclude_modules {
+            let out = match self.select("exclude_modules", exclude) {
+                // That they match nothing is as good in a file.
+                Err(_) if self.origin == Origin::Files => Vec::new(),
+                out => out?,
+            };
+            chosen.retain(|module| !out.contains(module));
+        }
+        if let Some(only) = &lora.layers_to_transform {
+            let whole_names: &[String] = match &lora.target_modules {
+                Targets::AllLinear => &[],
+                Targets::Names(names) => names,
+                Targets::Pattern(_) => {
+                    return Err(Error::Adapter(
+                    "layers_to_transform: does not go with a regular expression in target_modules; put the layers into \
+                     that, or list names"
+                        .into(),
+                ));
+                }
+            };
+            let last = layers as i64 - 1;
+            if let Some(beyond) = only.iter().find(|&&layer| !(0..=last).contains(&layer)) {
+                return Err(Error::Adapter(format!(
+                    "layers_to_transform: there is no layer {beyond}; the last is {last}"
+                )));
+            }
+            chosen.retain(|module| {
+                only.contains(&(module.layer as i64)) || whole_names.contains(&module.name)
+            });
+        }
+        if chosen.is_empty() {
+            return Err(Error::Adapter(
+                "exclude_modules and layers_to_transform leave no layer".into(),
+            ));
+        }
+        Ok(chosen)
+    }
+}
+
 fn check_lora(lora: &Lora) -> Result<()> {
     let fail = |text: String| Err(Error::Adapter(text));
     let alphas = || lora.alpha_pattern.values().chain([&lora.lora_alpha]);
@@ -363,7 +431,8 @@ fn check_lora(lora: &Lora) -> Result<()> {
     if !(0.0..1.0).contains(&lora.lora_dropout) {
         return fail(format!("lora_dropout: must be from 0 to below 1, got {}", lora.lora_dropout));
     }
-    if let Some(ratio) = lora.loraplus_lr_ratio.filter(|ratio| !(ratio.is_finite() && *ratio > 0.0)) {
+    if let Some(ratio) = lora.loraplus_lr_ratio.filter(|ratio| !(ratio.is_finite() && *ratio > 0.0))
+    {
         return fail(format!("loraplus_lr_ratio: must be above 0, got {ratio}"));
     }
     if lora.init_lora_weights == InitLora::Pissa && lora.use_dora {

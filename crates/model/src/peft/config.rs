@@ -88,6 +88,26 @@ pub struct Lora {
     pub loraplus_lr_ratio: Option<f64>,
 }
 
+impl Default for Lora {
+    fn default() -> Self {
+        Self {
+            r: rank(),
+            lora_alpha: alpha(),
+            lora_dropout: 0.0,
+            target_modules: Targets::default(),
+            exclude_modules: None,
+            layers_to_transform: None,
+            bias: Bias::default(),
+            use_rslora: false,
+            use_dora: false,
+            init_lora_weights: InitLora::default(),
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            loraplus_lr_ratio: None,
+        }
+    }
+}
+
 fn rank() -> i64 {
     8
 }
@@ -237,7 +257,9 @@ impl<'de> Deserialize<'de> for Targets {
             type Value = Targets;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("\"all-linear\", a regular expression, or a list of names of linear layers")
+                f.write_str(
+                    "\"all-linear\", a regular expression, or a list of names of linear layers",
+                )
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Targets, E> {

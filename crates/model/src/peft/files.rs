@@ -1,10 +1,13 @@
 //! An adapter's directory: `adapter_config.json` and `adapter_model.safetensors`, as PEFT has them.
 
+use super::attach::attach;
 use super::config::{Adapter, InitLora, Lora, Method};
 use super::json;
-use crate::config::{Head, SCORE, is_embedding};
+use super::target::{Origin, unambiguous};
+use crate::config::{Head, ModelConfig, SCORE, is_embedding};
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
+use crate::layout::layout;
 use crate::weights::{self, WeightFiles};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,6 +18,12 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Before every name in a file.
 const PREFIX: &str = "base_model.model.";
+
+/// The output layer that shares a trained embedding.
+const SHARED: &str = "base_model.model.lm_head.weight";
+
+/// At most so many problems of a file are named.
+const SHOWN: usize = 12;
 
 /// The key of the weight file's metadata that holds the digest of the base's weights. PEFT writes none.
 pub const BASE_DIGEST: &str = "base_model_digest";
@@ -77,53 +86,100 @@ impl AdapterFiles {
         self.head
     }
 
+    /// Number of parameters that train when it is trained further, from the model's config alone.
+    ///
+    /// # Errors
+    /// Whatever of the adapter does not go with the model, with names.
+    pub fn trainable_parameters(&self, config: &ModelConfig) -> Result<u64> {
+        let layout = layout(config);
+        let adapter = self.adapter.resolved(config.architecture);
+        Ok(attach(&adapter, config, &layout, Origin::Files)?.num_parameters(&layout))
+    }
+
     /// Number of numbers in its tensors.
     pub fn num_elements(&self) -> usize {
         let shapes = self.weights.names().filter_map(|name| self.weights.shape(name));
         shapes.map(|shape| shape.iter().product::<usize>()).sum()
     }
 
-    /// Its tensors by the names of the parameters they set, of which `wanted` lists names and shapes.
+    /// Its tensors by the names of the parameters they set, of which `wanted` lists names and shapes. A score may be
+    /// missing in an adapter of a language model; `tied` says that the embedding is the output layer too.
     ///
     /// # Errors
-    /// Tensors that are missing, unexpected or of another shape, all at once: then the adapter is of another base.
-    pub(crate) fn tensors(&self, wanted: &[(String, Vec<i64>)]) -> Result<BTreeMap<String, Tensor>> {
+    /// Tensors that are missing, unexpected or of another shape, all at once: then the adapter is of another base. An
+    /// embedding without the output layer that shares it.
+    pub(crate) fn tensors(
+        &self,
+        wanted: &[(String, Vec<i64>)],
+        tied: bool,
+    ) -> Result<BTreeMap<String, Tensor>> {
         let mut found = BTreeMap::new();
         let mut problems = crate::error::Problems::default();
         let mut used = Vec::new();
         for (name, shape) in wanted {
             let keys = [format!("{PREFIX}{name}"), format!("{PREFIX}{}", of_base_layer(name))];
             let Some(key) = keys.into_iter().find(|key| self.weights.shape(key).is_some()) else {
-                problems.push(format!("missing: {name} {shape:?}"));
+                if name != SCORE || self.head == Head::Score {
+                    problems.push(format!("missing: {name} {shape:?}"));
+                }
                 continue;
             };
             let tensor = self.weights.tensor(&key)?;
             if tensor.size() == *shape {
                 found.insert(name.clone(), tensor.to_kind(Kind::Float));
             } else {
-                problems.push(format!("{name} has shape {:?}, the model asks for {shape:?}", tensor.size()));
+                problems.push(format!(
+                    "{name} has shape {:?}, the model asks for {shape:?}",
+                    tensor.size()
+                ));
             }
             used.push(key);
         }
-        // The copy that PEFT keeps of a shared embedding.
-        let embeds = wanted.iter().any(|(name, _)| is_embedding(name));
-        let is_shared = |key: &str| embeds && key == "base_model.model.lm_head.weight";
+        let embedding = wanted.iter().find(|(name, _)| tied && is_token_embedding(name));
+        let embedding = embedding.and_then(|(name, _)| Some((name, found.get(name)?)));
+        if let Some((name, embedding)) = embedding {
+            // PEFT keeps a copy of a shared embedding, or takes the two apart.
+            let same = self.weights.shape(SHARED).is_some()
+                && self.weights.tensor(SHARED)?.to_kind(Kind::Float).equal(embedding);
+            if !same {
+                let path = self.dir.join(WEIGHTS);
+                let problem = format!(
+                    "{name} is trained without the output layer that shares it, so the two are no longer one; train it \
+                     again in PEFT with ensure_weight_tying"
+                );
+                return Err(Error::WeightFile { path, problem });
+            }
+            used.push(SHARED.to_owned());
+        }
         for key in self.weights.names() {
-            if !used.iter().any(|name| name == key) && !is_shared(key) {
-                problems.push(format!("unexpected: {key} {:?}", self.weights.shape(key).unwrap_or_default()));
+            if !used.iter().any(|name| name == key) {
+                problems.push(format!(
+                    "unexpected: {key} {:?}",
+                    self.weights.shape(key).unwrap_or_default()
+                ));
             }
         }
         if problems.is_empty() {
             return Ok(found);
         }
-        problems.0.truncate(12);
+        let more = problems.0.len().saturating_sub(SHOWN);
+        if more > 0 {
+            problems.0.truncate(SHOWN);
+            problems.push(format!("... and {more} more"));
+        }
         Err(Error::AdapterMisfit { dir: self.dir.clone(), base: self.base.clone(), problems })
     }
 }
 
+/// Whether tokens are looked up in it.
+fn is_token_embedding(name: &str) -> bool {
+    is_embedding(name) && !name.ends_with("wpe.weight")
+}
+
 /// How PEFT calls the bias of a layer that it has changed.
 fn of_base_layer(name: &str) -> String {
-    name.strip_suffix(".bias").map_or_else(String::new, |module| format!("{module}.base_layer.bias"))
+    name.strip_suffix(".bias")
+        .map_or_else(String::new, |module| format!("{module}.base_layer.bias"))
 }
 
 impl Decoder {
@@ -150,13 +206,9 @@ impl Decoder {
                 Some(module) if changed(module) => format!("{PREFIX}{}", of_base_layer(name)),
                 _ => format!("{PREFIX}{name}"),
             };
-            if is_embedding(name)
-                && !name.ends_with("wpe.weight")
-                && self.config().tie_word_embeddings
-                && self.config().head.has_language_model()
-            {
+            if is_token_embedding(name) && self.config().ties_head() {
                 tied = true;
-                tensors.push((format!("{PREFIX}lm_head.weight"), tensor.shallow_clone()));
+                tensors.push((SHARED.to_owned(), tensor.shallow_clone()));
             }
             tensors.push((key, tensor));
         }
@@ -167,14 +219,24 @@ impl Decoder {
             plain_lora(lora, &attached.starts, &mut tensors)?;
         }
         tensors.sort_by(|a, b| a.0.cmp(&b.0));
-        let metadata: Vec<(&str, &str)> = digest.map(|digest| (BASE_DIGEST, digest)).into_iter().collect();
+        let metadata: Vec<(&str, &str)> =
+            digest.map(|digest| (BASE_DIGEST, digest)).into_iter().collect();
         let path = dir.join(WEIGHTS);
         let fp32: Vec<(String, Tensor)> =
             tensors.into_iter().map(|(name, t)| (name, t.to_kind(Kind::Float))).collect();
         weights::write_tensors_with(&path, &fp32, &metadata)?;
-        let modules = &attached.modules;
-        let about = json::About { base, head: self.config().head, conv1d, tied, modules };
-        let mut text = serde_json::to_vec_pretty(&json::write(&adapter, &about)).map_err(std::io::Error::from)?;
+        let layout = layout(self.config());
+        let saved = attached.adapter.modules_to_save.iter();
+        let mut saved: Vec<String> =
+            saved.flat_map(|wanted| unambiguous(wanted, &layout)).collect();
+        // PEFT finds the other of the two itself only in a LoRA, and only by the Llama family's names.
+        if tied && (conv1d || !matches!(attached.adapter.method, Method::Lora(_))) {
+            saved.push("lm_head".into());
+        }
+        let (head, modules) = (self.config().head, &attached.modules);
+        let about = json::About { base, head, conv1d, saved, tied, modules };
+        let mut text = serde_json::to_vec_pretty(&json::write(&adapter, &about))
+            .map_err(std::io::Error::from)?;
         text.push(b'\n');
         artifact::atomic::write_bytes(dir.join(CONFIG), &text)?;
         Ok(fs_err::metadata(path)?.len())
@@ -190,11 +252,8 @@ fn plain_lora(
 ) -> Result<()> {
     for (key, tensor) in tensors {
         let Some(start) = starts.get(key.strip_prefix(PREFIX).unwrap_or(key)) else { continue };
-        let (start, at) = if key.ends_with("lora_A.weight") {
-            (start.shallow_clone(), 0)
-        } else {
-            (-start, 1)
-        };
+        let start = start.to_device(tensor.device());
+        let (start, at) = if key.ends_with("lora_A.weight") { (start, 0) } else { (-start, 1) };
         *tensor = Tensor::f_cat(&[tensor.shallow_clone(), start], at)?;
     }
     // The scale stays what it was.

@@ -4,6 +4,7 @@ use super::config::{Adapter, Bias, Bottleneck, Ia3, InitLora, Lora, Method, Targ
 use super::target::Module;
 use crate::config::Head;
 use crate::error::{Error, Result};
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -55,10 +56,7 @@ impl File<'_> {
         let kind = self.text("peft_type")?.ok_or("has no `peft_type`")?;
         let method = match kind.as_str() {
             "LORA" => Method::Lora(self.lora()?),
-            "IA3" => Method::Ia3(Ia3 {
-                target_modules: Some(self.targets("target_modules")?.ok_or("`target_modules` is null")?),
-                feedforward_modules: self.targets("feedforward_modules")?,
-            }),
+            "IA3" => Method::Ia3(self.ia3()?),
             BOTTLENECK => Method::Bottleneck(self.bottleneck()?),
             other => {
                 return Err(format!(
@@ -70,7 +68,9 @@ impl File<'_> {
             Some("SEQ_CLS") => Head::Score,
             Some("CAUSAL_LM") | None => Head::LanguageModel,
             Some(other) => {
-                return Err(format!("task_type {other} is not supported; CAUSAL_LM and SEQ_CLS are"));
+                return Err(format!(
+                    "task_type {other} is not supported; CAUSAL_LM and SEQ_CLS are"
+                ));
             }
         };
         let mut modules_to_save = self.names("modules_to_save")?;
@@ -92,51 +92,66 @@ impl File<'_> {
                 return Err(format!("`{key}` = {value} is not supported"));
             }
         }
-        if !matches!(self.map.get("layers_pattern"), None | Some(Value::Null)) {
-            return Err("`layers_pattern` is not supported".into());
+        // Those of the supported models, which have one list of layers each.
+        if let Some(other) =
+            self.names("layers_pattern")?.iter().find(|name| *name != "layers" && *name != "h")
+        {
+            return Err(format!("layers_pattern `{other}` is not supported; `layers` and `h` are"));
         }
-        let init = match self.map.get("init_lora_weights") {
-            Some(Value::String(name)) if name == "pissa" => InitLora::Pissa,
-            // PEFT takes another part of the weight off with these, which cannot be found again.
-            Some(Value::String(name)) if name.starts_with("pissa_niter") || name == "olora" => {
-                return Err(format!(
-                    "init_lora_weights `{name}` changed the base it was trained on; save it in PEFT with \
-                     path_initial_model_for_weight_conversion"
-                ));
-            }
-            Some(Value::String(name)) if name == "gaussian" => InitLora::Gaussian,
-            _ => InitLora::Kaiming,
-        };
+        let init = self.init()?;
         let bias = match self.text("bias")?.as_deref() {
             None | Some("none") => Bias::None,
             Some("all") => Bias::All,
             Some("lora_only") => Bias::LoraOnly,
             Some(other) => return Err(format!("bias `{other}` is none of none, all, lora_only")),
         };
-        let numbers = |key: &str| -> Parsed<Vec<(String, f64)>> {
-            let Some(Value::Object(map)) = self.map.get(key) else { return Ok(Vec::new()) };
-            map.iter()
-                .map(|(name, value)| {
-                    let number = value.as_f64().ok_or_else(|| format!("`{key}.{name}` is no number"))?;
-                    Ok((name.clone(), number))
-                })
-                .collect()
-        };
         let target_modules = self.targets("target_modules")?.ok_or("`target_modules` is null")?;
         Ok(Lora {
-            r: self.number("r")?.unwrap_or(8.0) as i64,
-            lora_alpha: self.number("lora_alpha")?.unwrap_or(8.0),
-            lora_dropout: self.number("lora_dropout")?.unwrap_or(0.0),
+            r: self.value("r")?.unwrap_or(8),
+            lora_alpha: self.value("lora_alpha")?.unwrap_or(8.0),
+            lora_dropout: self.value("lora_dropout")?.unwrap_or(0.0),
             target_modules,
             exclude_modules: self.targets("exclude_modules")?,
             layers_to_transform: self.layers()?,
             bias,
-            use_rslora: self.flag("use_rslora")?,
-            use_dora: self.flag("use_dora")?,
+            use_rslora: self.value("use_rslora")?.unwrap_or(false),
+            use_dora: self.value("use_dora")?.unwrap_or(false),
             init_lora_weights: init,
-            rank_pattern: numbers("rank_pattern")?.into_iter().map(|(k, v)| (k, v as i64)).collect(),
-            alpha_pattern: numbers("alpha_pattern")?.into_iter().collect(),
+            rank_pattern: self.value("rank_pattern")?.unwrap_or_default(),
+            alpha_pattern: self.value("alpha_pattern")?.unwrap_or_default(),
             loraplus_lr_ratio: None,
+        })
+    }
+
+    fn init(&self) -> Parsed<InitLora> {
+        let name = match self.map.get("init_lora_weights") {
+            Some(Value::String(name)) => name.to_lowercase(),
+            _ => return Ok(InitLora::Kaiming),
+        };
+        // PEFT takes a part of the weights off with these, which cannot be found again.
+        let others = ["pissa_niter", "olora", "corda", "loftq", "lora_ga"];
+        if others.iter().any(|other| name.starts_with(other)) {
+            return Err(format!(
+                "init_lora_weights `{name}` changed the base it was trained on; save it in PEFT with \
+                 path_initial_model_for_weight_conversion"
+            ));
+        }
+        Ok(match name.as_str() {
+            "pissa" => InitLora::Pissa,
+            "gaussian" => InitLora::Gaussian,
+            _ => InitLora::Kaiming,
+        })
+    }
+
+    fn ia3(&self) -> Parsed<Ia3> {
+        if self.targets("exclude_modules")?.is_some() {
+            return Err("`exclude_modules` is not supported for IA3".into());
+        }
+        Ok(Ia3 {
+            target_modules: Some(
+                self.targets("target_modules")?.ok_or("`target_modules` is null")?,
+            ),
+            feedforward_modules: self.targets("feedforward_modules")?,
         })
     }
 
@@ -162,42 +177,33 @@ impl File<'_> {
         }
     }
 
-    fn text(&self, key: &str) -> Parsed<Option<String>> {
+    /// The value of a key that is neither absent nor null.
+    fn value<T: DeserializeOwned>(&self, key: &str) -> Parsed<Option<T>> {
         match self.map.get(key) {
             None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(other) => Err(format!("`{key}` = {other} is no text")),
-        }
-    }
-
-    fn number(&self, key: &str) -> Parsed<Option<f64>> {
-        match self.map.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => value.as_f64().map(Some).ok_or_else(|| format!("`{key}` = {value} is no number")),
-        }
-    }
-
-    fn flag(&self, key: &str) -> Parsed<bool> {
-        match self.map.get(key) {
-            None | Some(Value::Null) => Ok(false),
-            Some(value) => value.as_bool().ok_or_else(|| format!("`{key}` = {value} is not true or false")),
-        }
-    }
-
-    fn targets(&self, key: &str) -> Parsed<Option<Targets>> {
-        match self.map.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::Array(all)) if all.is_empty() => Ok(None),
             Some(value) => serde_json::from_value(value.clone())
                 .map(Some)
                 .map_err(|error| format!("`{key}`: {error}")),
         }
     }
 
+    fn text(&self, key: &str) -> Parsed<Option<String>> {
+        self.value(key)
+    }
+
+    /// An empty list means the same as none.
+    fn targets(&self, key: &str) -> Parsed<Option<Targets>> {
+        match self.map.get(key) {
+            Some(Value::Array(all)) if all.is_empty() => Ok(None),
+            _ => self.value(key),
+        }
+    }
+
+    /// A list of names, or one.
     fn names(&self, key: &str) -> Parsed<Vec<String>> {
         match self.map.get(key) {
-            None | Some(Value::Null) => Ok(Vec::new()),
-            Some(value) => serde_json::from_value(value.clone()).map_err(|error| format!("`{key}`: {error}")),
+            Some(Value::String(one)) => Ok(vec![one.clone()]),
+            _ => Ok(self.value(key)?.unwrap_or_default()),
         }
     }
 }
@@ -211,7 +217,9 @@ pub(crate) struct About<'a> {
     pub(crate) head: Head,
     /// GPT-2's `Conv1D`.
     pub(crate) conv1d: bool,
-    /// Whether a module to save is an embedding that the output layer shares.
+    /// The modules to save, by names that PEFT takes for no others.
+    pub(crate) saved: Vec<String>,
+    /// Whether one of them is an embedding that PEFT should make the output layer as well.
     pub(crate) tied: bool,
     /// The layers that are changed.
     pub(crate) modules: &'a [Module],
@@ -220,11 +228,12 @@ pub(crate) struct About<'a> {
 /// The object of `adapter_config.json`, keys in PEFT's order.
 pub(crate) fn write(adapter: &Adapter, about: &About<'_>) -> Value {
     let task = if about.head == Head::Score { "SEQ_CLS" } else { "CAUSAL_LM" };
-    let mut saved = adapter.modules_to_save.clone();
+    let mut saved = about.saved.clone();
     if about.head == Head::Score {
         saved.extend(["classifier".to_owned(), "score".to_owned()]);
     }
     saved.sort();
+    saved.dedup();
     let saved = if saved.is_empty() { Value::Null } else { json!(saved) };
     let mut map = match &adapter.method {
         Method::Lora(lora) => lora_json(lora, about),

@@ -1,6 +1,6 @@
 //! Adapters made part of the weights, and taken off again.
 
-use crate::decoder::{Change, Decoder, Matrix};
+use crate::decoder::{Change, Decoder, Layer, Matrix};
 use crate::error::{Error, Result};
 use crate::layout::layout;
 use tch::Tensor;
@@ -18,8 +18,15 @@ impl Decoder {
     /// Takes a merged adapter off the weights again: what is left is the base but for rounding.
     ///
     /// # Errors
-    /// As [`merge_adapter`](Self::merge_adapter); `DoRA`, whose base has lengths that the merged weights do not tell.
+    /// As [`merge_adapter`](Self::merge_adapter); `DoRA`, whose base has lengths that the merged weights do not tell;
+    /// what was trained whole.
     pub fn unmerge_adapter(&mut self) -> Result<()> {
+        let trained = self.attached.iter().flat_map(|attached| &attached.trained);
+        if let Some(first) = trained.into_iter().next() {
+            return Err(Error::Adapter(format!(
+                "{first} and maybe others were trained whole, so that nothing tells what they were; keep the base"
+            )));
+        }
         self.fold(Change::inverse)
     }
 
@@ -35,17 +42,22 @@ impl Decoder {
         }
         let layout = layout(self.config());
         let conv1d = self.config().is_conv1d();
+        // Before anything changes.
+        for linear in self.layers().iter().flat_map(Layer::linears) {
+            let Some(change) = &linear.change else { continue };
+            if matches!(linear.matrix, Matrix::FourBit { .. }) {
+                return Err(Error::Adapter(
+                    "the base is in 4 bits, in which a merged weight would be rounded again; merge into the base in full \
+                     precision"
+                        .into(),
+                ));
+            }
+            of(change)?;
+        }
         for (index, blocks) in layout.layers.iter().enumerate() {
             for (slot, affine) in blocks.linears().into_iter().enumerate() {
                 let (params, linear) = self.params_and_linear(index, slot);
                 let Some(change) = &linear.change else { continue };
-                if matches!(linear.matrix, Matrix::FourBit { .. }) {
-                    return Err(Error::Adapter(
-                        "the base is in 4 bits, in which a merged weight would be rounded again; merge into the base in \
-                         full precision"
-                            .into(),
-                    ));
-                }
                 linear.change = Some(of(change)?);
                 let (weight, bias) = tch::no_grad(|| linear.merged())?;
                 let weight = if conv1d { weight } else { weight.tr() };

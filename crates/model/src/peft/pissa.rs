@@ -19,9 +19,9 @@ pub(crate) struct Cut {
 /// libtorch's, where the decomposition does not converge.
 pub(crate) fn cut(weight: &Tensor, r: i64, scale: f64) -> Result<Cut> {
     let weight = weight.to_kind(Kind::Float);
-    let (u, s, vh) = Tensor::f_linalg_svd(&weight, false, "")?;
+    let (u, s, v) = weight.f_svd(true, true)?;
     let root = (s.narrow(0, 0, r) / scale).sqrt();
-    let a = root.unsqueeze(1) * vh.narrow(0, 0, r);
+    let a = root.unsqueeze(1) * v.narrow(1, 0, r).tr();
     let b = u.narrow(1, 0, r) * root.unsqueeze(0);
     let residual = &weight - b.f_mm(&a)? * scale;
     Ok(Cut { a, b, residual })

@@ -25,6 +25,15 @@ pub struct Module {
     pub(crate) part: usize,
 }
 
+/// Where an adapter comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A config, in which a name that means nothing is a mistake.
+    New,
+    /// Files, which PEFT reads with names of other models' layers, and with any rank.
+    Files,
+}
+
 /// The linear layers inside the transformer layers, in the order of the model.
 pub(crate) fn linear_modules(config: &ModelConfig, layout: &ModelLayout) -> Vec<Module> {
     let conv1d = config.architecture == Architecture::Gpt2;
@@ -36,7 +45,16 @@ pub(crate) fn linear_modules(config: &ModelConfig, layout: &ModelLayout) -> Vec<
                 let (rows, columns) = (spec.shape[0], spec.shape[1]);
                 let (inputs, outputs) = if conv1d { (rows, columns) } else { (columns, rows) };
                 let name = spec.module().to_owned();
-                modules.push(Module { name, inputs, outputs, layer, slot, start, block: weight, part });
+                modules.push(Module {
+                    name,
+                    inputs,
+                    outputs,
+                    layer,
+                    slot,
+                    start,
+                    block: weight,
+                    part,
+                });
                 start += outputs;
             }
         }
@@ -52,6 +70,24 @@ pub(crate) fn ends_with(name: &str, end: &str) -> bool {
 /// Whether a module, or one that it is inside of, is `name` or ends with it.
 pub(crate) fn is_within(module: &str, name: &str) -> bool {
     format!(".{module}.").contains(&format!(".{name}."))
+}
+
+/// Names by which PEFT finds the modules that `wanted` means and no others: it takes any that end with these letters, in
+/// the middle of a word too.
+pub(crate) fn unambiguous(wanted: &str, layout: &ModelLayout) -> Vec<String> {
+    let mut modules: Vec<&str> = Vec::new();
+    for part in layout.blocks.iter().flat_map(|block| &block.parts) {
+        let mut module = part.module();
+        while !module.is_empty() && !modules.contains(&module) {
+            modules.push(module);
+            module = module.rsplit_once('.').map_or("", |(outer, _)| outer);
+        }
+    }
+    let meant = |module: &&str| ends_with(module, wanted);
+    if modules.iter().filter(|module| module.ends_with(wanted)).all(meant) {
+        return vec![wanted.to_owned()];
+    }
+    modules.into_iter().filter(meant).map(str::to_owned).collect()
 }
 
 /// A regular expression for a whole name, as Python's `re.fullmatch` takes it.
@@ -77,8 +113,14 @@ impl Targets {
     /// Those of `modules` that are meant.
     ///
     /// # Errors
-    /// One of the names, or the pattern, means none: the nearest names are given.
-    pub(crate) fn select<'a>(&self, key: &str, modules: &'a [Module]) -> Result<Vec<&'a Module>> {
+    /// One of the names, or the pattern, means none: the nearest names are given. Of an adapter from files only if all
+    /// mean none, as in PEFT.
+    pub(crate) fn select<'a>(
+        &self,
+        key: &str,
+        modules: &'a [Module],
+        origin: Origin,
+    ) -> Result<Vec<&'a Module>> {
         let matching = |test: &dyn Fn(&str) -> bool| -> Vec<&'a Module> {
             modules.iter().filter(|module| test(&module.name)).collect()
         };
@@ -93,12 +135,14 @@ impl Targets {
                 Ok(found)
             }
             Self::Names(names) => {
-                for wanted in names {
-                    if matching(&|name| ends_with(name, wanted)).is_empty() {
-                        return Err(no_layer(key, wanted, modules));
+                let lost = |wanted: &&String| matching(&|name| ends_with(name, wanted)).is_empty();
+                let found = matching(&|name| names.iter().any(|wanted| ends_with(name, wanted)));
+                match names.iter().find(lost) {
+                    Some(wanted) if origin == Origin::New || found.is_empty() => {
+                        Err(no_layer(key, wanted, modules))
                     }
+                    _ => Ok(found),
                 }
-                Ok(matching(&|name| names.iter().any(|wanted| ends_with(name, wanted))))
             }
         }
     }
@@ -113,7 +157,10 @@ fn no_layer(key: &str, wanted: &str, modules: &[Module]) -> Error {
         ));
     }
     let names = modules.iter().map(|module| module.name.as_str());
-    Error::Adapter(format!("{key}: `{wanted}` is no linear layer of this model; {}", nearest(wanted, names)))
+    Error::Adapter(format!(
+        "{key}: `{wanted}` is no linear layer of this model; {}",
+        nearest(wanted, names)
+    ))
 }
 
 /// The last words of `names` that are most like `wanted`, for a message.

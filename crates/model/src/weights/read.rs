@@ -124,7 +124,9 @@ impl WeightFiles {
 
     /// A text of a file's metadata.
     pub fn metadata(&self, key: &str) -> Option<&str> {
-        self.files.iter().find_map(|file| Some(file.tensors.metadata().as_ref()?.get(key)?.as_str()))
+        self.files
+            .iter()
+            .find_map(|file| Some(file.tensors.metadata().as_ref()?.get(key)?.as_str()))
     }
 
     /// The name under which the files hold the parameter `name`.
@@ -242,7 +244,9 @@ impl WeightFiles {
                 }
                 if shape != part.shape {
                     let wanted = &part.shape;
-                    misshaped.push(format!("{alias} has shape {shape:?}, the config asks for {wanted:?}"));
+                    misshaped.push(format!(
+                        "{alias} has shape {shape:?}, the config asks for {wanted:?}"
+                    ));
                 }
             } else if !info.shape.iter().map(|&n| n as i64).eq(part.shape.iter().copied()) {
                 let (stored, shape) = (&info.shape, &part.shape);

@@ -59,8 +59,22 @@ pub fn write<'a>(
     dtype: Precision,
     max_shard_bytes: u64,
 ) -> Result<Vec<PathBuf>> {
-    let tensors: Vec<(&str, Tensor)> = tensors.into_iter().collect();
-    let entries = tensors.iter().map(|(name, tensor)| Entry::new(name, tensor, dtype.kind()));
+    let kind = dtype.kind();
+    let tensors = tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor, kind));
+    write_as(dir, tensors, max_shard_bytes)
+}
+
+/// [`write`] with a number type for each tensor.
+///
+/// # Errors
+/// As [`write`]; a number type that safetensors has no name for.
+pub(crate) fn write_as(
+    dir: &Path,
+    tensors: impl IntoIterator<Item = (String, Tensor, Kind)>,
+    max_shard_bytes: u64,
+) -> Result<Vec<PathBuf>> {
+    let tensors: Vec<(String, Tensor, Kind)> = tensors.into_iter().collect();
+    let entries = tensors.iter().map(|(name, tensor, kind)| Entry::new(name, tensor, *kind));
     let mut shards: Vec<Vec<Entry<'_>>> = vec![Vec::new()];
     let mut filled = 0;
     for entry in entries {

@@ -1,0 +1,110 @@
+//! Fine-tuning on a task: what `finetune` and `peft` share. They differ in which parameters train.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use model::ModelConfig;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use stage::{Context, Describe, Paths, Problems, StageConfig};
+
+use crate::plan::{self, Tables};
+use crate::settings::{Data, Evaluation, Peft, Save, Train};
+use crate::stage_run::{find_device, record_inputs, train_on_texts};
+use crate::tasks::Tasks;
+
+/// `configs/finetune.toml`, `configs/peft.toml`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Decides the order of the data, dropout, and how an adapter starts.
+    pub seed: u64,
+    /// The run directory.
+    pub out: PathBuf,
+    /// What is fine-tuned.
+    pub model: ModelTable,
+    /// Token rows of the task.
+    pub data: Data,
+    /// The optimisation.
+    pub train: Train,
+    /// An adapter in place of the whole model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peft: Option<Peft>,
+    /// Held-out prompts to answer, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub evaluation: BTreeMap<String, Evaluation>,
+    /// How the model is written.
+    #[serde(default)]
+    pub save: Save,
+}
+
+/// `[model]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelTable {
+    /// The model to fine-tune: a Hugging Face directory or run directory.
+    pub path: PathBuf,
+}
+
+/// What the stage works from.
+pub struct Plan {
+    model_dir: PathBuf,
+    model_config: ModelConfig,
+    texts: plan::Plan,
+    tasks: Tasks,
+}
+
+impl StageConfig for Config {
+    type Plan = Plan;
+
+    fn plan(self, _at: &Paths) -> Result<Plan, Problems> {
+        let mut problems = Problems::new();
+        let Self { seed, model, data, train, peft, evaluation, save, .. } = self;
+        let tables = Tables { seed, data, train, peft, samples: None, save };
+        let texts = plan::Plan::new(tables, &mut problems);
+        let key = "model.path";
+        let found = problems.take(key, artifact::model_dir(&model.path));
+        let model = found.and_then(|dir| {
+            let config = problems.take(key, ModelConfig::from_dir(&dir))?;
+            problems.take(key, config.check_language_model())?;
+            Some((dir, config))
+        });
+        let (Some(texts), Some((model_dir, model_config))) = (texts, model) else {
+            return Err(problems);
+        };
+        texts.check_model(key, &model_config, Some(&model_dir), &mut problems);
+        let tasks = Tasks::read(evaluation, &texts.tokenizer, &mut problems);
+        tasks.check_context(model_config.max_position_embeddings, &mut problems);
+        problems.finish(Plan { model_dir, model_config, texts, tasks })
+    }
+}
+
+impl Describe for Plan {
+    fn describe(&self) -> String {
+        let dir = self.model_dir.display();
+        let (texts, tasks) = (self.texts.describe(&self.model_config), self.tasks.describe());
+        format!("from        {dir}\n{texts}{tasks}")
+    }
+}
+
+/// Evaluates, trains, writes the model or the adapter, and evaluates again. Returns what the manifest reports.
+///
+/// # Errors
+/// As [`train_on_texts`] and [`Tasks::answer`].
+#[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]
+pub fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Map<String, Value>> {
+    let Plan { model_dir, texts, tasks, .. } = &plan;
+    let device = find_device(ctx)?;
+    ctx.input("model", model_dir)?;
+    record_inputs(ctx, texts)?;
+    for path in tasks.paths() {
+        ctx.input("prompts", path)?;
+    }
+    let mut decoder = texts.load(model_dir, None, ctx.seed, device)?;
+    ctx.start()?;
+    let before = tasks.answer(ctx, &decoder, &texts.tokenizer, true)?;
+    let mut results = train_on_texts(ctx, &mut decoder, texts, Some(model_dir))?;
+    let after = tasks.answer(ctx, &decoder, &texts.tokenizer, false)?;
+    results.extend(tasks.report(ctx, &before, &after)?);
+    Ok(results)
+}
