@@ -76,10 +76,10 @@ fn adapter(dir: &Path) -> anyhow::Result<()> {
         tell!("of the base   {share:.2} % of {} parameters", config.num_parameters());
         match training::peft::check_base(&files, &base) {
             Ok(()) if files.base_digest().is_some() => {
-                tell!("fits          yes: it was trained over these weights")
+                tell!("fits          yes: it was trained over these weights");
             }
             Ok(()) => {
-                tell!("fits          unknown: whoever wrote it did not note the base's digest")
+                tell!("fits          unknown: whoever wrote it did not note the base's digest");
             }
             Err(error) => tell!("fits          no: {error}"),
         }

@@ -94,7 +94,9 @@ impl Plan {
     /// How many parameters train.
     fn num_trained(&self, config: &ModelConfig) -> u64 {
         let count = match &self.dir {
-            Some(dir) => AdapterFiles::open(dir).map(|files| files.num_elements() as u64),
+            Some(dir) => {
+                AdapterFiles::open(dir).and_then(|files| files.trainable_parameters(config))
+            }
             None => trainable_parameters(&self.adapter, config),
         };
         count.unwrap_or_default()

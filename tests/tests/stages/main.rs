@@ -316,12 +316,12 @@ examples = 0
 "#;
 
 /// [`FINETUNE`] becomes a config of `peft` with this at its end.
-pub(crate) const LORA: &str = r#"
+pub(crate) const LORA: &str = r"
 [peft.method.lora]
 r = 2
 lora_alpha = 4
 lora_dropout = 0.1
-"#;
+";
 
 /// The value function of [`PPO`]; no `--set` takes a table away.
 pub(crate) const VALUE: &str = "[value]\ninit.own_trunk.path = \"reward\"\n";

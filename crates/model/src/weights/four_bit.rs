@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::precision::Precision;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::fmt::Write as _;
 use tch::{Kind, Tensor};
 use torch_ext::blockwise;
 use torch_ext::four_bit::{BLOCK, Code, FourBit, Scales, nested_map};
@@ -70,7 +71,8 @@ pub(crate) fn to_tensors(name: &str, weight: &FourBit, dtype: Precision) -> Vec<
     match weight.scales() {
         Scales::Plain { absmax } => tensors.push((beside("absmax"), absmax.shallow_clone())),
         Scales::Nested { codes, absmax, offset } => {
-            state += &format!(
+            let _ = write!(
+                state,
                 ", \"nested_blocksize\": {}, \"nested_dtype\": \"float32\", \"nested_offset\": {}",
                 blockwise::BLOCK,
                 python_float(f64::from(*offset))
@@ -172,7 +174,7 @@ fn read_state(files: &WeightFiles, name: &str) -> Result<CheckedState> {
         return Err(wrong(files, &at, problem));
     }
     if state.nested_blocksize.is_some() != state.nested_offset.is_some() {
-        let problem = "has one of nested_blocksize and nested_offset without the other".into();
+        let problem = "has one of nested_blocksize and nested_offset without the other";
         return Err(wrong(files, &at, problem));
     }
     Ok(CheckedState { state, code })
@@ -183,12 +185,12 @@ fn check_table(files: &WeightFiles, name: &str, values: &[f32]) -> Result<()> {
     let table = files.tensor(name)?;
     let ours = Tensor::from_slice(values);
     if table.size() != ours.size() || !table.allclose(&ours, TABLE_TOLERANCE, 0.0, false) {
-        return Err(wrong(files, name, "has other values than bitsandbytes' own table".into()));
+        return Err(wrong(files, name, "has other values than bitsandbytes' own table"));
     }
     Ok(())
 }
 
-fn wrong(files: &WeightFiles, name: &str, problem: String) -> Error {
+fn wrong(files: &WeightFiles, name: &str, problem: impl std::fmt::Display) -> Error {
     Error::WeightFile { path: files.path_of(name), problem: format!("{name} {problem}") }
 }
 

@@ -85,10 +85,12 @@ fn with_state<'a>(from: &'a str, to: &'a str) -> impl Fn(&mut Vec<(String, Tenso
     }
 }
 
+type Change<'a> = dyn Fn(&mut Vec<(String, Tensor)>) + 'a;
+
 #[test]
 fn what_does_not_fit_names_file_and_tensor() {
     let dir = tempfile::tempdir().unwrap();
-    let error = |change: &dyn Fn(&mut Vec<(String, Tensor)>)| {
+    let error = |change: &Change<'_>| {
         let path = changed(dir.path(), change);
         let error = from_files(&WeightFiles::open_file(&path).unwrap(), "w").unwrap_err();
         let text = error.to_string();
