@@ -144,7 +144,7 @@ fn the_chosen_label_is_the_most_probable_one() {
     let mut task = colours();
     task.labels = vec![vec![7, 8, 9], vec![20, 21, 9], vec![30, 9]];
     // More than one forward pass takes.
-    let prompts = (0..24).map(|at| prompt(&"abcdefgh".repeat(8)[at..], None, None));
+    let prompts = (0..30).map(|at| prompt(&"abcdefgh".repeat(8)[at..], None, None));
     task.prompts = prompts.collect();
     let tokens: usize = task.prompts.iter().map(|prompt| 3 * (prompt.ids.len() + 2)).sum();
     assert!(tokens > 4096, "{tokens}");
