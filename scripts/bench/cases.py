@@ -205,10 +205,12 @@ def adapter(task, model, precision):
 def memory(task):
     """Ways to fine-tune one model, with the same settings."""
     model, tokens = "gpt2-medium", 512
-    about = f"{task} of 355 million parameters in bf16, {tokens} tokens a step, layers computed again in the backward pass"
+    about = (
+        f"{task} of 355 million parameters in bf16, {tokens} tokens a step, layers computed again in the backward pass"
+    )
     return Case(
-        name=f"memory-{model}-{task}", task=task, about=about, peers=(), model=model, precision="bf16", steps=5, batch=("tokens", tokens),
-        recomputes="layer", large=True, whole=f"memory-{model}-finetune",
+        name=f"memory-{model}-{task}", task=task, about=about, peers=(), model=model, precision="bf16", steps=5,
+        batch=("tokens", tokens), recomputes="layer", large=True, whole=f"memory-{model}-finetune",
     )
 
 
@@ -221,7 +223,8 @@ UNPACKED = Case(
 QLORA_1B = Case(
     name="qlora-llama-1b-bf16", task="qlora",
     about="QLoRA of 1.1 billion parameters, 512 tokens a step, layers computed again in the backward pass",
-    peers=(), model="llama-1b", precision="bf16", steps=3, skip=1, batch=("tokens", 512), recomputes="layer", large=True,
+    peers=(), model="llama-1b", precision="bf16", steps=3, skip=1, batch=("tokens", 512), recomputes="layer",
+    large=True,
 )
 DATA_PREP = Case(
     name="data-prep", task="data-prep",

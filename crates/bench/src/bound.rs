@@ -49,8 +49,8 @@ struct Linear {
 
 /// Measures `[rows, in] x [in, out]` for every linear layer of the model, in training also the two products of its
 /// backward pass, one where weights are frozen, and takes attention's operations at the mean rate. Floating-point
-/// operations are counted as in [`ModelConfig::forward_flops_per_token`], a token attending half a sequence on average; an
-/// adapter's own are left out.
+/// operations are counted as in [`ModelConfig::forward_flops_per_token`], a token attending half a sequence on average;
+/// an adapter's own are left out.
 pub(crate) fn measure(options: &Options) -> Result<Value> {
     let config = ModelConfig::from_dir(&options.model)?;
     let device = options.target.device()?;
