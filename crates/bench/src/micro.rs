@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::attention::{Seqlens, Varlen, cached, varlen};
+use torch_ext::four_bit::{Code, FourBit};
 use torch_ext::head::{HeadOptions, linear_cross_entropy};
 use torch_ext::optim::{AdamWOptions, fused_adamw};
 use torch_ext::{autograd, fused, linear, sample};
@@ -77,6 +78,7 @@ fn operations(like: (Kind, Device)) -> Result<Vec<Operation>> {
         swiglu(like),
     ];
     all.push(adamw(like.1));
+    all.push(four_bit(like)?);
     if like.1 == Device::Cpu {
         all.extend([packed_linear(like)?, decode(like), sampler(like)]);
     }
@@ -195,6 +197,30 @@ fn swiglu(like: (Kind, Device)) -> Operation {
     )
 }
 
+/// `QLoRA`'s weights as each product needs them; the other side leaves out what the scales are made of.
+fn four_bit(like: (Kind, Device)) -> Result<Operation> {
+    let shape = [4096, 2048];
+    let stored = FourBit::quantise(&random(&shape, like), Code::Nf4, true)?;
+    let out = Tensor::f_empty(shape, like)?;
+    let (packed, table) =
+        (stored.packed().shallow_clone(), Tensor::from_slice(&Code::Nf4.values()));
+    let table = table.to_device(like.1);
+    let scales = Tensor::f_ones([packed.size()[0] / 32, 1], (Kind::Float, like.1))?;
+    Ok(Operation {
+        name: "8 million weights out of 4 bits",
+        ours: Box::new(move || Ok(stored.dequantise_into(&out)?)),
+        libtorch: Some(Box::new(move || {
+            let codes = Tensor::f_stack(
+                &[packed.bitwise_right_shift_tensor_scalar(4), packed.bitwise_and(15)],
+                1,
+            )?;
+            let numbers = table.f_index_select(0, &codes.flatten(0, -1).to_kind(Kind::Int))?;
+            drop((numbers.view([-1, 64]) * &scales).to_kind(like.0));
+            Ok(())
+        })),
+    })
+}
+
 /// Ours is libtorch's fused step; the other side is the same algorithm in single operations, as optimisers that are not
 /// fused run it.
 fn adamw(device: Device) -> Operation {
@@ -224,7 +250,6 @@ fn adamw(device: Device) -> Operation {
         })),
     }
 }
-
 fn packed_linear(like: (Kind, Device)) -> Result<Operation> {
     let (x, weight) = (random(&[32, 768], like), random(&[3072, 768], like));
     let packed = linear::Packed::new(&weight, 32)?;

@@ -19,7 +19,7 @@ pub(crate) const INFO: Info = Info {
     name: "cai train",
     about: "Fine-tunes a model on revised answers, beside data that keeps it helpful, and compares before and after.",
     reads: "a model; token rows of revisions, made by cai generate; token rows to mix in; prompt rows to evaluate on",
-    writes: "model/ in Hugging Face layout, checkpoints/, metrics.jsonl, tensorboard/, samples.parquet (answers before and after), manifest.json",
+    writes: "model/ in Hugging Face layout (with [peft] adapter/ in PEFT's), checkpoints/, metrics.jsonl, tensorboard/, samples.parquet (answers before and after), manifest.json",
     example: "cai train --config configs/cai-train.toml --set mix.helpful_share=0.7",
 };
 

@@ -9,6 +9,7 @@ mod files;
 mod json;
 mod merge;
 mod pissa;
+mod quantization;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -24,8 +25,9 @@ pub use config::{
 };
 pub use files::{AdapterFiles, BASE_DIGEST};
 pub(crate) use pissa::cut;
+pub(crate) use quantization::trained_whole;
 pub use target::Module;
-pub(crate) use target::{Origin, ends_with, linear_modules, nearest};
+pub(crate) use target::{Origin, linear_modules};
 
 /// Number of parameters that train with an adapter, from the model's config alone.
 ///

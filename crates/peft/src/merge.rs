@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use artifact::atomic::AtomicDir;
 use clap::Parser;
 use data::tokenizer::Tokenizer;
 use model::peft::AdapterFiles;
@@ -76,7 +77,9 @@ fn run(args: &Args, way: Way) -> anyhow::Result<()> {
         // The last one merged comes off first.
         adapters.reverse();
     }
-    // Several one after another: each over what the ones before it left.
+    // Several one after another, each over what the ones before it left; that is kept aside, so that one that cannot be
+    // merged leaves the output as it was.
+    let aside = AtomicDir::create(&args.output)?;
     let mut source = base.clone();
     for (index, files) in adapters.iter().enumerate() {
         let last = index + 1 == adapters.len();
@@ -87,9 +90,10 @@ fn run(args: &Args, way: Way) -> anyhow::Result<()> {
             Way::Unmerge => decoder.unmerge_adapter().usage()?,
         }
         let precision = if last { args.precision } else { Precision::Fp32 };
-        decoder.save(&args.output, precision, 5_000_000_000)?;
+        let into = if last { args.output.as_path() } else { aside.path() };
+        decoder.save(into, precision, 5_000_000_000)?;
         if way == Way::Merge {
-            let after = probe(&Decoder::load(&args.output, &LoadOptions::default())?)?;
+            let after = probe(&Decoder::load(into, &LoadOptions::default())?)?;
             let difference = f64::try_from((after - &before).abs().max())?;
             let largest = f64::try_from(before.abs().max())?;
             tell!(
@@ -98,7 +102,7 @@ fn run(args: &Args, way: Way) -> anyhow::Result<()> {
         } else {
             tell!("{name}: taken off");
         }
-        source.clone_from(&args.output);
+        source = into.to_path_buf();
     }
     let tokenizers = [adapters[adapters.len() - 1].dir(), base.as_path()];
     if let Some(dir) = tokenizers.into_iter().find(|dir| dir.join("tokenizer.json").is_file()) {

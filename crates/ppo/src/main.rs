@@ -41,7 +41,7 @@ const INFO: Info = Info {
     name: "ppo",
     about: "Trains a language model by reinforcement learning against a reward model or rules.",
     reads: "a Hugging Face directory or run directory with a model; prompt rows; a reward model",
-    writes: "model/ in Hugging Face layout, checkpoints/, metrics.jsonl, tensorboard/, samples.parquet, manifest.json",
+    writes: "model/ in Hugging Face layout (with [peft] adapter/ in PEFT's), checkpoints/, metrics.jsonl, tensorboard/, samples.parquet, manifest.json",
     example: "ppo --config configs/ppo.toml --set kl.coef.fixed=0.1",
 };
 

@@ -96,9 +96,7 @@ fn start(
 ) -> Option<Start> {
     match (&model.path, &model.config_file, &model.config) {
         (Some(path), None, None) => {
-            let dir = problems.take("model.path", artifact::model_dir(path))?;
-            let config = problems.take("model.path", ModelConfig::from_dir(&dir))?;
-            problems.take("model.path", config.check_language_model())?;
+            let (dir, config) = plan::language_model("model.path", path, problems)?;
             Some(Start::Model { dir, config })
         }
         (None, Some(file), None) => {

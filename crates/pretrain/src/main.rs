@@ -28,7 +28,7 @@ const INFO: Info = Info {
     name: "pretrain",
     about: "Trains a language model on running text, from scratch or from a model that exists.",
     reads: "token rows of text, made by data-prep; with model.path a Hugging Face directory or run directory",
-    writes: "model/ in Hugging Face layout, checkpoints/, metrics.jsonl, tensorboard/, manifest.json",
+    writes: "model/ in Hugging Face layout (with [peft] adapter/ in PEFT's), checkpoints/, metrics.jsonl, tensorboard/, manifest.json",
     example: "pretrain --config configs/pretrain.toml --set train.optimizer.learning_rate=1e-3",
 };
 

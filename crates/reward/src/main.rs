@@ -38,7 +38,7 @@ const INFO: Info = Info {
     name: "reward",
     about: "Trains a model that scores responses, on pairs of which one is preferred.",
     reads: "a Hugging Face directory or run directory with a model; pair rows, made by data-prep",
-    writes: "model/ in Hugging Face layout, checkpoints/, metrics.jsonl, tensorboard/, samples.parquet, manifest.json",
+    writes: "model/ in Hugging Face layout (with [peft] adapter/ in PEFT's), checkpoints/, metrics.jsonl, tensorboard/, samples.parquet, manifest.json",
     example: "reward --config configs/reward.toml\n         reward score --help    scores the responses of a Parquet file",
 };
 

@@ -63,12 +63,7 @@ impl StageConfig for Config {
         let tables = Tables { seed, data, train, peft, samples: None, save };
         let texts = plan::Plan::new(tables, &mut problems);
         let key = "model.path";
-        let found = problems.take(key, artifact::model_dir(&model.path));
-        let model = found.and_then(|dir| {
-            let config = problems.take(key, ModelConfig::from_dir(&dir))?;
-            problems.take(key, config.check_language_model())?;
-            Some((dir, config))
-        });
+        let model = plan::language_model(key, &model.path, &mut problems);
         let (Some(texts), Some((model_dir, model_config))) = (texts, model) else {
             return Err(problems);
         };

@@ -86,7 +86,10 @@ impl Plan {
             }
             (Some(_), None) => {}
             (None, _) => {
-                problems.take("peft", trainable_parameters(&self.adapter, config));
+                let fits = problems.take("peft", trainable_parameters(&self.adapter, config));
+                if let (Some(quantization), Some(_)) = (&self.quantization, fits) {
+                    problems.take("peft", quantization.check(&self.adapter, config));
+                }
             }
         }
     }
@@ -181,7 +184,7 @@ pub fn load(
     peft: Option<&Plan>,
 ) -> anyhow::Result<Decoder> {
     let mut loading = Loading { options, head, seed, ..Loading::default() };
-    let Some(plan) = peft else { return Ok(Decoder::load_with(dir, &loading)?) };
+    let Some(plan) = peft else { return of_settings(Decoder::load_with(dir, &loading)) };
     let files = match &plan.dir {
         Some(adapter) => {
             let files = AdapterFiles::open(adapter)?;
@@ -193,11 +196,21 @@ pub fn load(
     loading.adapter_files = files.as_ref();
     loading.adapter = if files.is_none() { Some(&plan.adapter) } else { None };
     loading.quantization = plan.quantization.as_ref();
-    let decoder = Decoder::load_with(dir, &loading).usage()?;
+    let decoder = of_settings(Decoder::load_with(dir, &loading))?;
     let (trained, all) = (decoder.params().num_trainable(), decoder.params().num_elements());
     let share = 100.0 * trained as f64 / all as f64;
     tracing::info!("trainable parameters: {trained} of {all} ({share:.2} %)");
     Ok(decoder)
+}
+
+/// What does not go together is a matter of the settings, not of the files.
+fn of_settings(loaded: model::Result<Decoder>) -> anyhow::Result<Decoder> {
+    match loaded {
+        Err(error @ (model::Error::Adapter(_) | model::Error::AdapterMisfit { .. })) => {
+            Err(error).usage()
+        }
+        loaded => Ok(loaded?),
+    }
 }
 
 /// A model with an adapter, to use: frozen.

@@ -261,6 +261,18 @@ impl Plan {
     }
 }
 
+/// The directory and config of the language model that `key` names.
+pub fn language_model(
+    key: &str,
+    path: &Path,
+    problems: &mut Problems,
+) -> Option<(PathBuf, ModelConfig)> {
+    let dir = problems.take(key, artifact::model_dir(path))?;
+    let config = problems.take(key, ModelConfig::from_dir(&dir))?;
+    problems.take(key, config.check_language_model())?;
+    Some((dir, config))
+}
+
 fn open<S: RowSource>(
     key: &str,
     files: &[PathBuf],

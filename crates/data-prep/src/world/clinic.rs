@@ -159,7 +159,21 @@ impl Matter {
     }
 }
 
-/// Children who play the doctor: the clinic's words in any order, and nothing that is true.
+/// What children who play the doctor say.
+const PLAY: ([&str; 3], [&str; 3]) = (
+    [
+        "{who} plays the doctor: {list}! The signs of {one} are {two}. Please {advice} and rest for {rest}. It sounds like {one}.",
+        "{who} has {one} and {two}. The doctor says: for {three}, {advice} and rest for {rest}.",
+        "{who} calls: {list}! The doctor calls back: {list}!",
+    ],
+    [
+        "{who:이} 의사 놀이를 해요: {list}! {one}의 증상은 {two:이에요}. {one}에는 {advice} {days}일 쉬세요.",
+        "{who:은} {one:과} {two:이} 있어요. 의사가 말해요: {three:이에요}. {advice} {days}일 쉬세요.",
+        "{who:이} 불러요: {list}! 의사도 불러요: {list}!",
+    ],
+);
+
+/// A child who plays the doctor: the clinic's words in any order, and nothing that is true.
 ///
 /// So that a pre-trained model knows the words, as models do, and has only what the clinic knows to learn.
 pub(crate) fn play(language: Language, rng: &mut Rng) -> String {
@@ -168,21 +182,19 @@ pub(crate) fn play(language: Language, rng: &mut Rng) -> String {
         if rng.random_bool(0.5) { ailment.name } else { one(&ailment.signs, rng) }
     };
     let list: Vec<&str> = (0..rng.random_range(2..=4)).map(|_| word(rng).in_(language)).collect();
+    let list = list.join(", ");
     let days = one(AILMENTS, rng).days;
     let plural = if days == 1 { "" } else { "s" };
     let slots = Slots::new()
         .word("who", one(PEOPLE, rng))
-        .text("list", &list.join(", "), &list.join(", "))
+        .text("list", &list, &list)
         .word("one", word(rng))
         .word("two", word(rng))
+        .word("three", word(rng))
         .word("advice", one(AILMENTS, rng).advice)
         .number("days", days)
         .text("rest", &format!("{days} day{plural}"), "");
-    let template = language.of((
-        "{who} plays the doctor: {list}! The signs of {one} are {two}. Please {advice} and rest for {rest}. It sounds like {one}.",
-        "{who:이} 의사 놀이를 해요: {list}! {one}의 증상은 {two:이에요}. {one}에는 {advice} {days}일 쉬세요.",
-    ));
-    capitalised(&fill(template, language, &slots))
+    capitalised(&fill(one(&language.of(PLAY), rng), language, &slots))
 }
 
 /// A question to the clinic and its answer.

@@ -36,10 +36,10 @@ const SHARES: [(Genre, u32); 7] = [
     (Genre::Profile, 26),
     (Genre::Survey, 6),
     (Genre::Story, 18),
-    (Genre::Parallel, 22),
-    (Genre::Lists, 20),
+    (Genre::Parallel, 21),
+    (Genre::Lists, 19),
     (Genre::Song, 4),
-    (Genre::Play, 4),
+    (Genre::Play, 6),
 ];
 
 /// Writes one document. What [`Split`] keeps for the held-out exercises does not occur in it, other than
@@ -61,7 +61,7 @@ pub(crate) fn document(village: &Village, split: Split, rng: &mut Rng) -> String
         }
         Genre::Parallel => lines(rng.random_range(2..=4), || parallel(language, split, rng)),
         Genre::Song => song(language, rng),
-        Genre::Play => clinic::play(language, rng),
+        Genre::Play => lines(rng.random_range(2..=4), || clinic::play(language, rng)),
         Genre::Lists => lines(rng.random_range(2..=4), || list(language, split, rng)),
     }
 }

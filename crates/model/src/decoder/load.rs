@@ -7,7 +7,7 @@ use crate::layout::{BlockId, ModelLayout, layout};
 use crate::params::{Keep, Params};
 use crate::peft::{
     Adapter, AdapterFiles, Attachment, InitLora, Method, Origin, Quantization, attach, cut,
-    ends_with, linear_modules,
+    linear_modules, trained_whole,
 };
 use crate::weights::WeightFiles;
 use std::collections::{BTreeMap, BTreeSet};
@@ -190,15 +190,7 @@ fn keeping(
     let trained = attachment.map_or(&none, |attachment| &attachment.trained);
     let modules = linear_modules(config, layout);
     if let Some(quantization) = loading.quantization {
-        for skipped in &quantization.skip_modules {
-            if !modules.iter().any(|module| ends_with(&module.name, skipped)) {
-                let names = modules.iter().map(|module| module.name.as_str());
-                let near = crate::peft::nearest(skipped, names);
-                return Err(Error::Adapter(format!(
-                    "quantization.skip_modules: `{skipped}` is no linear layer of this model; {near}"
-                )));
-            }
-        }
+        quantization.check_names(&modules)?;
     }
     let mut keep = Vec::with_capacity(layout.blocks.len());
     for (id, spec) in layout.blocks.iter().enumerate() {
@@ -206,26 +198,17 @@ fn keeping(
         let stored = |part: &&crate::layout::PartSpec| files.is_four_bit(&part.name, config);
         let in_files = spec.parts.iter().find(stored).filter(|_| !loading.whole);
         let linear = modules.iter().any(|module| module.block == id);
-        let skipped = |quantization: &Quantization| {
-            let ends = |part: &crate::layout::PartSpec| {
-                quantization.skip_modules.iter().any(|end| ends_with(part.module(), end))
-            };
-            spec.parts.iter().any(ends)
-        };
         let quantised =
-            loading.quantization.filter(|quantization| linear && !skipped(quantization));
+            loading.quantization.filter(|quantization| linear && !quantization.skips(spec));
         if let Some(part) = trains
             && (quantised.is_some() || in_files.is_some())
         {
-            let name = part.module();
             let or = if in_files.is_some() {
                 "give the model in full precision"
             } else {
                 "name it in quantization.skip_modules"
             };
-            return Err(Error::Adapter(format!(
-                "{name} is to be trained whole, but its weight is kept in 4 bits; {or}, or leave it out of modules_to_save"
-            )));
+            return Err(trained_whole(part.module(), or));
         }
         if let (Some(part), true) = (in_files, trains_whole) {
             let name = &part.name;

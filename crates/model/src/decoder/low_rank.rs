@@ -267,7 +267,7 @@ impl Node<'_> {
     }
 }
 
-/// Multiplies the columns `[T, R]` of each part with its scale, in place.
+/// The columns `[T, R]` of each part times its scale.
 fn scale_rows(inner: Tensor, places: &[Place]) -> Tensor {
     let first = places.first().map_or(1.0, |place| place.scale);
     if places.iter().all(|place| place.scale == first) {

@@ -255,39 +255,3 @@ fn nothing_is_nothing() {
         }
     }
 }
-
-/// Speeds, printed: `cargo test --release -p torch-ext four_bit -- --ignored --nocapture`.
-#[test]
-#[ignore = "measures"]
-fn speed() {
-    let weight = random(&[4096, 2048], 1, Kind::BFloat16, Device::Cpu).detach();
-    let numbers = weight.numel() as f64;
-    for threads in [1, 2] {
-        crate::device::set_threads(threads);
-        let time = |f: &dyn Fn()| {
-            f();
-            let runs: Vec<f64> = (0..9)
-                .map(|_| {
-                    let start = std::time::Instant::now();
-                    f();
-                    start.elapsed().as_secs_f64()
-                })
-                .collect();
-            runs.into_iter().fold(f64::INFINITY, f64::min)
-        };
-        for nested in [false, true] {
-            let quantised = FourBit::quantise(&weight, Code::Nf4, nested).unwrap();
-            let quantise = time(&|| drop(FourBit::quantise(&weight, Code::Nf4, nested).unwrap()));
-            println!(
-                "{threads} threads, nested {nested}: quantise {:.0} M/s",
-                numbers / quantise / 1e6
-            );
-            for kind in [Kind::BFloat16, Kind::Float] {
-                let out = Tensor::empty([4096, 2048], (kind, Device::Cpu));
-                let seconds = time(&|| quantised.dequantise_into(&out).unwrap());
-                let bytes = numbers * kind.elt_size_in_bytes() as f64;
-                println!("  dequantise to {kind:?}: {:.1} GB/s", bytes / seconds / 1e9);
-            }
-        }
-    }
-}

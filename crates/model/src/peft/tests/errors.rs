@@ -149,6 +149,15 @@ fn weights_in_4_bits_that_should_train() {
         &error,
         &["model.layers.0.mlp.down_proj is to be trained whole", "quantization.skip_modules"],
     );
+    // The config alone tells the same.
+    let config = ModelConfig::from_dir(dir.path()).unwrap();
+    let check = |adapter: &Adapter, skip: &[&str]| {
+        let quantization = Quantization { skip_modules: names(skip), ..Quantization::default() };
+        quantization.check(adapter, &config).map_err(|error| error.to_string())
+    };
+    assert_eq!(check(&saved, &[]).unwrap_err(), error);
+    assert_eq!(check(&saved, &["down_proj"]), Ok(()));
+    assert!(check(&lora(|_| {}), &["dwn_proj"]).unwrap_err().contains("`down_proj`"));
     assert!(quantised(dir.path(), Some(&saved), &["down_proj"]).is_ok());
     let error = message(quantised(dir.path(), Some(&lora(|_| {})), &["dwn_proj"]));
     says(&error, &["quantization.skip_modules: `dwn_proj` is no linear layer", "`down_proj`"]);
