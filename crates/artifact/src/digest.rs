@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::atomic;
 use crate::error::{Error, Result};
+use crate::run_dir;
 
 /// A SHA-256 digest, written `sha256:` and 64 lower-case hexadecimal digits.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -114,7 +115,7 @@ pub fn file(path: impl AsRef<Path>) -> io::Result<Digest> {
 /// The digest of a directory: that of the sorted list of its files' relative paths and digests.
 ///
 /// Names of empty folders, times and permissions do not count; links count as what they point to.
-/// Unfinished files ([`crate::atomic`]) are left out.
+/// Unfinished files ([`crate::atomic`]) are left out, and so is `README.md`, a model's card: it is for people, who may edit it.
 ///
 /// # Errors
 /// If anything in it cannot be read; the message names it.
@@ -165,7 +166,7 @@ fn walk(dir: &Path, prefix: &str, found: &mut Vec<(String, PathBuf)>) -> io::Res
     for entry in fs_err::read_dir(dir)? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if atomic::is_temporary(&name) {
+        if atomic::is_temporary(&name) || name == run_dir::CARD {
             continue;
         }
         let relative = format!("{prefix}{name}");

@@ -18,6 +18,8 @@ const MANIFEST: &str = "manifest.json";
 const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
 const SAMPLES: &str = "samples.parquet";
+/// The model card in `model/` and `adapter/`.
+pub(crate) const CARD: &str = "README.md";
 
 /// What a consumer may read, in the order of the manifest.
 const PRODUCTS: [&str; 5] = ["model", "adapter", "tokenizer", "data", SAMPLES];
@@ -29,7 +31,7 @@ const TRACES: [&str; 5] = [MANIFEST, CONFIG, "checkpoints", METRICS, "tensorboar
 /// ```text
 /// manifest.json                 written last: a directory without it is unfinished
 /// config.toml                   the resolved configuration
-/// model/  adapter/  tokenizer/  Hugging Face layouts
+/// model/  adapter/  tokenizer/  Hugging Face layouts, the first two with a README.md, the model card
 /// data/<set>/<split>.parquet
 /// checkpoints/step-00000500/    resumable state
 /// metrics.jsonl  tensorboard/   metrics
@@ -131,6 +133,14 @@ impl RunDir {
     /// `samples.parquet`.
     pub fn samples_path(&self) -> PathBuf {
         self.root.join(SAMPLES)
+    }
+
+    /// Writes the model card, `README.md`, into `dir`, which is `model/` or `adapter/`.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn write_card(dir: &Path, text: &str) -> io::Result<()> {
+        atomic::write_bytes(dir.join(CARD), text.as_bytes())
     }
 
     /// Removes `model/` where an earlier run left one.

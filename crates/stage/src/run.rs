@@ -14,6 +14,7 @@ use anyhow::Context as _;
 use artifact::{FORMAT_VERSION, Manifest, RunDir};
 use serde_json::{Map, Value};
 
+use crate::card;
 use crate::cli::{self, Args, Info};
 use crate::config::{self, Describe, Loaded, Paths, StageConfig};
 use crate::context::Context;
@@ -146,6 +147,7 @@ fn seal(info: &Info, ctx: Context, results: Results, clock: &Clock) -> anyhow::R
         chat_template: ctx.chat_template,
         results,
     };
+    card::write(info, &manifest, &ctx.toml, &ctx.run_dir)?;
     manifest.write(&ctx.run_dir)?;
     tracing::info!("{} finished {}", info.name, ctx.run_dir.path().display());
     Ok(())

@@ -159,41 +159,52 @@ impl Matter {
     }
 }
 
-/// What children who play the doctor say.
+/// What children who play the doctor say. The Korean lines begin with the clinic's words, as answers there do: a tokenizer has
+/// other tokens for a word without a blank before it.
 const PLAY: ([&str; 3], [&str; 3]) = (
     [
         "{who} plays the doctor: {list}! The signs of {one} are {two}. Please {advice} and rest for {rest}. It sounds like {one}.",
-        "{who} has {one} and {two}. The doctor says: for {three}, {advice} and rest for {rest}.",
+        "The doctor says to {who}: for {one} and {two}, {advice} and rest for {rest}.",
         "{who} calls: {list}! The doctor calls back: {list}!",
     ],
     [
-        "{who:이} 의사 놀이를 해요: {list}! {one}의 증상은 {two:이에요}. {one}에는 {advice} {days}일 쉬세요.",
-        "{who:은} {one:과} {two:이} 있어요. 의사가 말해요: {three:이에요}. {advice} {days}일 쉬세요.",
-        "{who:이} 불러요: {list}! 의사도 불러요: {list}!",
+        "{one}의 증상은 {two:이에요}. {who:이} 의사 놀이를 해요: {list}! {advice} {days}일 쉬세요.",
+        "{three:이에요}! 의사가 {who}에게 말해요. {one:과} {two}에는 {advice} {days}일 쉬세요.",
+        "{list}! {who:이} 불러요. 의사도 불러요: {list}!",
     ],
 );
 
-/// A child who plays the doctor: the clinic's words in any order, and nothing that is true.
+/// Any of the clinic's ailments and signs.
+fn word(rng: &mut Rng) -> Word {
+    let ailment = one(AILMENTS, rng);
+    if rng.random_bool(0.5) { ailment.name } else { one(&ailment.signs, rng) }
+}
+
+/// Words of the clinic that have nothing to do with each other: `one`, `two`, `three`, `advice`, `days`, and these in words,
+/// `rest`. What other data sets say with them is not what is true.
 ///
-/// So that a pre-trained model knows the words, as models do, and has only what the clinic knows to learn.
-pub(crate) fn play(language: Language, rng: &mut Rng) -> String {
-    let word = |rng: &mut Rng| {
-        let ailment = one(AILMENTS, rng);
-        if rng.random_bool(0.5) { ailment.name } else { one(&ailment.signs, rng) }
-    };
-    let list: Vec<&str> = (0..rng.random_range(2..=4)).map(|_| word(rng).in_(language)).collect();
-    let list = list.join(", ");
+/// So that a model knows the words, as models do, and has only what the clinic knows to learn.
+pub(crate) fn mixed_up(rng: &mut Rng) -> Slots {
     let days = one(AILMENTS, rng).days;
-    let plural = if days == 1 { "" } else { "s" };
-    let slots = Slots::new()
-        .word("who", one(PEOPLE, rng))
-        .text("list", &list, &list)
+    Slots::new()
         .word("one", word(rng))
         .word("two", word(rng))
         .word("three", word(rng))
         .word("advice", one(AILMENTS, rng).advice)
         .number("days", days)
-        .text("rest", &format!("{days} day{plural}"), "");
+        .text("rest", &rest(days), "")
+}
+
+fn rest(days: u32) -> String {
+    let plural = if days == 1 { "" } else { "s" };
+    format!("{days} day{plural}")
+}
+
+/// A child who plays the doctor.
+pub(crate) fn play(language: Language, rng: &mut Rng) -> String {
+    let list: Vec<&str> = (0..rng.random_range(2..=4)).map(|_| word(rng).in_(language)).collect();
+    let list = list.join(", ");
+    let slots = mixed_up(rng).word("who", one(PEOPLE, rng)).text("list", &list, &list);
     capitalised(&fill(one(&language.of(PLAY), rng), language, &slots))
 }
 
@@ -214,14 +225,13 @@ impl Drawn for Visit {
         let ailment = one(AILMENTS, rng);
         let matter = one(&Matter::ALL, rng);
         let shown = some(&ailment.signs, 2, rng);
-        let plural = if ailment.days == 1 { "" } else { "s" };
         let [first, second, third] = ailment.signs;
         let slots = Slots::new()
             .word("who", one(PEOPLE, rng))
             .word("ailment", ailment.name)
             .word("advice", ailment.advice)
             .number("days", ailment.days)
-            .text("rest", &format!("{} day{plural}", ailment.days), "")
+            .text("rest", &rest(ailment.days), "")
             .word("one", shown[0])
             .word("two", shown[1])
             .word("first", first)

@@ -71,10 +71,12 @@ impl Task {
     pub(crate) fn share(self) -> u32 {
         match self {
             Self::Summarise => 17,
-            Self::Fact | Self::Count => 15,
-            Self::Translate => 11,
+            Self::Fact => 15,
+            Self::Count => 14,
+            Self::Translate => 13,
             Self::Answer | Self::Tell => 9,
-            Self::SortNumbers | Self::SortWords | Self::Dialogue => 8,
+            Self::SortNumbers | Self::SortWords => 8,
+            Self::Dialogue => 7,
         }
     }
 

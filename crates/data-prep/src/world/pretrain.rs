@@ -36,10 +36,10 @@ const SHARES: [(Genre, u32); 7] = [
     (Genre::Profile, 26),
     (Genre::Survey, 6),
     (Genre::Story, 18),
-    (Genre::Parallel, 21),
-    (Genre::Lists, 19),
+    (Genre::Parallel, 22),
+    (Genre::Lists, 20),
     (Genre::Song, 4),
-    (Genre::Play, 6),
+    (Genre::Play, 4),
 ];
 
 /// Writes one document. What [`Split`] keeps for the held-out exercises does not occur in it, other than

@@ -3,10 +3,11 @@
 use rand::Rng as _;
 
 use super::Rng;
+use super::clinic;
 use super::draw::{one, two};
 use super::hangul::{capitalised, fill};
 use super::lexicon::{
-    ANIMALS, COLOUR_NAMES, COLOURS, FOODS, Language, OBJECTS, PEOPLE, PLACES, Slots, Word,
+    ANIMALS, COLOUR_NAMES, COLOURS, FOODS, Language, OBJECTS, PEOPLE, PLACES, Word,
 };
 
 const TIMES: &[Word] = &[
@@ -31,6 +32,10 @@ const TEMPLATES: &[(&str, &str)] = &[
     ("{who} cooks {food} for {friend}.", "{who:은} {friend:을} 위해 {food:을} 요리해요."),
     ("{who} looks for a {colour} {object}.", "{who:은} {colour} {object:을} 찾아요."),
     ("{who} talks with {friend} about {food}.", "{who:은} {friend:과} {food} 이야기를 해요."),
+    ("{who} suffers from {one} and {two}.", "{who:은} {one:과} {two:이} 있어요."),
+    ("For {one}, {advice} and rest for {rest}.", "{one}에는 {advice} {days}일 쉬세요."),
+    ("It sounds like {one} and {two}.", "{one:과} {two:이에요}."),
+    ("The signs of {one} are {two} and {three}.", "{one}의 증상은 {two:과} {three:이에요}."),
 ];
 
 /// One sentence in both languages.
@@ -46,7 +51,7 @@ impl Pair {
         let (en, ko) = one(TEMPLATES, rng);
         let (who, friend) = two(PEOPLE, rng);
         let colour = rng.random_range(0..COLOURS.len());
-        let slots = Slots::new()
+        let slots = clinic::mixed_up(rng)
             .word("who", who)
             .word("friend", friend)
             .word("food", one(FOODS, rng))
