@@ -68,3 +68,21 @@ pub const LANGUAGE: &str = "language";
 pub const BEFORE: &str = "before";
 /// The answer of the same model after it, `utf8`.
 pub const AFTER: &str = "after";
+/// The name of a model among several that were measured, `utf8`.
+pub const MODEL: &str = "model";
+/// The name of a test that models took, `utf8`.
+pub const TEST: &str = "test";
+/// Which item of a test, from 0, `int64`.
+pub const ITEM: &str = "item";
+/// The name of a metric, `utf8`.
+pub const METRIC: &str = "metric";
+/// What a metric's value counts, `utf8`.
+pub const UNIT: &str = "unit";
+/// A metric's value, `float64`.
+pub const VALUE: &str = "value";
+/// The lower end of a value's interval, `float64`.
+pub const LOW: &str = "low";
+/// The upper end of a value's interval, `float64`.
+pub const HIGH: &str = "high";
+/// How many items a value is over, `int64`.
+pub const ITEMS: &str = "items";

@@ -47,6 +47,15 @@ pub enum Error {
         what: String,
     },
 
+    /// `results.json` cannot be understood.
+    #[error("{}: not the results of an evaluation ({what}); run `evaluate` again", path.display())]
+    BadResults {
+        /// The results file.
+        path: PathBuf,
+        /// Why.
+        what: String,
+    },
+
     /// `manifest.json` is of another format version.
     #[error(
         "{}: format version {found}, but this build reads version {supported}; \

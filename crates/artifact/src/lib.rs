@@ -16,6 +16,7 @@
 //! | [`mod@columns`] | the names of Parquet columns |
 //! | [`tokens`], [`pairs`] | token rows and pair rows: Parquet with tokenizer and counts in the footer |
 //! | [`rows`], [`prompts`] | tables of text and numbers |
+//! | [`evaluation`] | what `evaluate` measured |
 //! | [`manifest`], [`run_dir`], [`chain`] | the run directory, its record, and checking it |
 
 pub mod atomic;
@@ -23,6 +24,7 @@ pub mod chain;
 pub mod columns;
 pub mod digest;
 mod error;
+pub mod evaluation;
 mod extend;
 pub mod guard;
 pub mod manifest;

@@ -18,11 +18,15 @@ const MANIFEST: &str = "manifest.json";
 const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
 const SAMPLES: &str = "samples.parquet";
+const RESULTS: &str = "results.json";
+const RESULTS_TABLE: &str = "results.parquet";
+const REPORT: &str = "report.html";
 /// The model card in `model/` and `adapter/`.
 pub(crate) const CARD: &str = "README.md";
 
 /// What a consumer may read, in the order of the manifest.
-const PRODUCTS: [&str; 5] = ["model", "adapter", "tokenizer", "data", SAMPLES];
+const PRODUCTS: [&str; 8] =
+    ["model", "adapter", "tokenizer", "data", SAMPLES, RESULTS, RESULTS_TABLE, REPORT];
 /// What belongs to the making only.
 const TRACES: [&str; 5] = [MANIFEST, CONFIG, "checkpoints", METRICS, "tensorboard"];
 
@@ -36,6 +40,8 @@ const TRACES: [&str; 5] = [MANIFEST, CONFIG, "checkpoints", METRICS, "tensorboar
 /// checkpoints/step-00000500/    resumable state
 /// metrics.jsonl  tensorboard/   metrics
 /// samples.parquet               texts the stage generated
+/// results.json results.parquet  what `evaluate` measured
+/// report.html                   the page that `report` draws
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunDir {
@@ -135,6 +141,21 @@ impl RunDir {
         self.root.join(SAMPLES)
     }
 
+    /// `results.json`, an [`Evaluation`](crate::evaluation::Evaluation).
+    pub fn results_path(&self) -> PathBuf {
+        self.root.join(RESULTS)
+    }
+
+    /// `results.parquet`, its measurements as a table.
+    pub fn results_table_path(&self) -> PathBuf {
+        self.root.join(RESULTS_TABLE)
+    }
+
+    /// `report.html`.
+    pub fn report_path(&self) -> PathBuf {
+        self.root.join(REPORT)
+    }
+
     /// Writes the model card, `README.md`, into `dir`, which is `model/` or `adapter/`.
     ///
     /// # Errors
@@ -180,7 +201,7 @@ impl RunDir {
         atomic::write_bytes(self.config_path(), format!("{CONFIG_HEADER}\n\n{toml}").as_bytes())
     }
 
-    /// Digests of every file of the products (model, adapter, tokenizer, data, samples), by path
+    /// Digests of every file of the products (model, adapter, tokenizer, data, samples, results, report), by path
     /// relative to the run directory.
     ///
     /// # Errors
