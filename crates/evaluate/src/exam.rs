@@ -53,7 +53,17 @@ impl Exam {
     ) -> Option<Self> {
         let takers = takers(key, &table, subjects, problems)?;
         let own: Vec<&Subject> = takers.iter().map(|&at| &subjects[at]).collect();
-        let TestTable { about, perplexity, generation, choice, preference, safety, score, divergence, .. } = table;
+        let TestTable {
+            about,
+            perplexity,
+            generation,
+            choice,
+            preference,
+            safety,
+            score,
+            divergence,
+            ..
+        } = table;
         let of = |kind: &str| format!("{key}.{kind}");
         let rows = batch.rows;
         let mut found: Vec<Option<Work>> = Vec::new();
@@ -225,13 +235,12 @@ fn takers(
     let scores = table.preference.is_some();
     // A model is no distance from itself.
     let reference = table.divergence.as_ref().map(|divergence| &divergence.reference);
-    let can = |subject: &Subject| {
-        subject.speaks() != scores && reference != Some(&subject.name)
-    };
+    let can = |subject: &Subject| subject.speaks() != scores && reference != Some(&subject.name);
     let names = format!("{key}.models");
     let Some(named) = &table.models else {
         let all: Vec<usize> = (0..subjects.len()).filter(|&at| can(&subjects[at])).collect();
-        let what = if scores { "no model is a reward model" } else { "there is no language model for it" };
+        let what =
+            if scores { "no model is a reward model" } else { "there is no language model for it" };
         return problems.check(!all.is_empty(), &names, what).then_some(all);
     };
     let mut takers = Vec::new();
@@ -251,5 +260,6 @@ fn takers(
     }
     takers.sort_unstable();
     takers.dedup();
-    (problems.check(!takers.is_empty(), &names, "names no model that can take the test")).then_some(takers)
+    (problems.check(!takers.is_empty(), &names, "names no model that can take the test"))
+        .then_some(takers)
 }

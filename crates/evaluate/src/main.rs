@@ -96,13 +96,9 @@ fn record(ctx: &mut Context, plan: &Plan) -> anyhow::Result<()> {
 
 /// Puts every test to every model that takes it, one model in memory at a time. What an earlier, unfinished run has done
 /// is not done again.
-fn take_all(
-    ctx: &Context,
-    plan: &Plan,
-    device: Device,
-    parts: &Path,
-) -> anyhow::Result<Outcomes> {
-    let mut outcomes: Outcomes = plan.exams.iter().map(|_| vec![None; plan.subjects.len()]).collect();
+fn take_all(ctx: &Context, plan: &Plan, device: Device, parts: &Path) -> anyhow::Result<Outcomes> {
+    let mut outcomes: Outcomes =
+        plan.exams.iter().map(|_| vec![None; plan.subjects.len()]).collect();
     let path = |test: usize, model: usize| parts.join(format!("part-{model:04}-{test:04}.json"));
     let mut found = 0;
     for (model, subject) in plan.subjects.iter().enumerate() {

@@ -38,7 +38,8 @@ impl Outcome {
         for Response { ids, text, ended, .. } in responses {
             outcome.push("tokens", Some(ids.len() as f64));
             outcome.push("ended", Some(f64::from(*ended)));
-            let answer = Answer { text: text.clone(), ids: ids.clone(), ended: *ended, score: None };
+            let answer =
+                Answer { text: text.clone(), ids: ids.clone(), ended: *ended, score: None };
             outcome.answers.push(answer);
         }
         outcome
@@ -116,13 +117,9 @@ impl Metric {
         if names.len() < 2 {
             return Vec::new();
         }
-        let of = |name: &&str| self.of_part(name, parts.clone().map(|own| own == Some(*name)).collect());
+        let of =
+            |name: &&str| self.of_part(name, parts.clone().map(|own| own == Some(*name)).collect());
         names.iter().map(of).collect()
-    }
-
-    /// Whether it is one for the terminal and the manifest: of all items.
-    pub(crate) fn is_main(&self) -> bool {
-        !self.name.contains('/')
     }
 
     /// What was counted of an item, in the order of the columns; nothing where it does not count.

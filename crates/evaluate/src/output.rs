@@ -125,11 +125,19 @@ fn table_of(test: &str, evaluation: &Evaluation) -> String {
             metrics.push(&found.metric);
         }
     }
-    let mut rows = vec![std::iter::once("model").chain(metrics.iter().copied()).map(str::to_owned).collect::<Vec<_>>()];
+    let mut rows = vec![
+        std::iter::once("model")
+            .chain(metrics.iter().copied())
+            .map(str::to_owned)
+            .collect::<Vec<_>>(),
+    ];
     for model in &evaluation.models {
         let cell = |metric: &&str| {
-            let found = own.iter().find(|found| found.model == model.name && found.metric == **metric);
-            found.map_or_else(String::new, |found| shown(found.value, found.interval, found.unit, false))
+            let found =
+                own.iter().find(|found| found.model == model.name && found.metric == **metric);
+            found.map_or_else(String::new, |found| {
+                shown(found.value, found.interval, found.unit, false)
+            })
         };
         let cells: Vec<String> = metrics.iter().map(cell).collect();
         if cells.iter().any(|cell| !cell.is_empty()) {
@@ -153,7 +161,8 @@ fn changes(evaluation: &Evaluation) -> String {
         let Some(parent) = &model.parent else { continue };
         let cell = |(test, metric): &(&str, &str)| {
             let mut all = evaluation.differences.iter();
-            let found = all.find(|d| d.model == model.name && d.test == *test && d.metric == *metric);
+            let found =
+                all.find(|d| d.model == model.name && d.test == *test && d.metric == *metric);
             found.map_or_else(String::new, |d| shown(d.value, d.interval, d.unit, true))
         };
         let name = format!("{parent} -> {}", model.name);
@@ -171,7 +180,11 @@ fn shown(value: f64, interval: Option<[f64; 2]>, unit: Unit, change: bool) -> St
     };
     let scale = if unit == Unit::Share { 100.0 } else { 1.0 };
     let number = |value: f64| {
-        if change { format!("{:+.digits$}", scale * value) } else { format!("{:.digits$}", scale * value) }
+        if change {
+            format!("{:+.digits$}", scale * value)
+        } else {
+            format!("{:.digits$}", scale * value)
+        }
     };
     let mut out = number(value);
     if unit == Unit::Share {

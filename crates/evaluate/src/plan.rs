@@ -43,7 +43,8 @@ impl StageConfig for Config {
             check_name(&key, name, &mut problems);
             if let Some(parent) = &table.parent {
                 let known = models.contains_key(parent) && parent != name;
-                let parent = format_args!("there is no other model `{parent}` in the config").to_string();
+                let parent =
+                    format_args!("there is no other model `{parent}` in the config").to_string();
                 problems.check(known, &format!("{key}.parent"), parent);
             }
             subjects.extend(Subject::find(&key, name, table, &mut problems));
@@ -57,7 +58,13 @@ impl StageConfig for Config {
             let key = format!("tests.{name}");
             check_name(&key, name, &mut problems);
             let numbers = (*batch, self.seed);
-            exams.extend(Exam::plan((&key, name), table.clone(), &subjects, numbers, &mut problems));
+            exams.extend(Exam::plan(
+                (&key, name),
+                table.clone(),
+                &subjects,
+                numbers,
+                &mut problems,
+            ));
         }
         problems.finish(Plan { config: self, subjects, exams })
     }

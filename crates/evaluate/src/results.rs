@@ -100,9 +100,7 @@ pub(crate) fn estimates(
             (0..items).map(|item| metric.row(outcome, item)).collect()
         })
         .collect();
-    let counts = |model: usize, item: usize| {
-        rows[model].get(item).is_some_and(Option::is_some)
-    };
+    let counts = |model: usize, item: usize| rows[model].get(item).is_some_and(Option::is_some);
     let mut groups: Vec<(Vec<usize>, Vec<usize>)> = Vec::new();
     for (place, wanted) in wanted.iter().enumerate() {
         let models = wanted.models();

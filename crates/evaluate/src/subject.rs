@@ -52,7 +52,8 @@ impl Subject {
             return None;
         }
         let source = tokenizer.chat_template();
-        let template = source.map(|source| ChatTemplate::parse(source, tokenizer.specials().clone()));
+        let template =
+            source.map(|source| ChatTemplate::parse(source, tokenizer.specials().clone()));
         let template = problems.take(&own, template.transpose())?;
         // A response ends where a turn ends, whatever the model's own files say of it.
         let end = template.as_ref().and_then(ChatTemplate::end_of_turn).map(str::to_owned);

@@ -91,7 +91,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
             progress.set_position(count as u64);
             Ok(())
         };
-        scored.push((into, branches::text_scores(&decoder, &ids, args.batch_tokens as usize, done)?));
+        scored
+            .push((into, branches::text_scores(&decoder, &ids, args.batch_tokens as usize, done)?));
         progress.finish();
     }
     artifact::with_columns(&args.input, &args.output, &scored)?;

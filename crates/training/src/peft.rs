@@ -238,8 +238,13 @@ fn frozen(
         check_base(files, base)?;
     }
     let head = files.as_ref().map(AdapterFiles::head);
-    let loading =
-        Loading { options, head, adapter_files: files.as_ref(), quantization, ..Loading::default() };
+    let loading = Loading {
+        options,
+        head,
+        adapter_files: files.as_ref(),
+        quantization,
+        ..Loading::default()
+    };
     of_settings(Decoder::load_with(base, &loading))
 }
 
@@ -325,9 +330,10 @@ impl Place {
     /// Files that cannot be read; an adapter that does not go with the model.
     pub fn num_parameters(&self) -> anyhow::Result<u64> {
         let config = self.config()?;
-        let own = self.adapter.as_deref().map(|adapter| {
-            anyhow::Ok(AdapterFiles::open(adapter)?.trainable_parameters(&config)?)
-        });
+        let own = self
+            .adapter
+            .as_deref()
+            .map(|adapter| anyhow::Ok(AdapterFiles::open(adapter)?.trainable_parameters(&config)?));
         Ok(config.num_parameters() + own.transpose()?.unwrap_or_default())
     }
 }

@@ -192,7 +192,12 @@ impl<'a> Responder<'a> {
         let positions = decoder.config().max_position_embeddings as usize;
         let ids = if stop.ignore_eos { Vec::new() } else { stop_ids(tokenizer) };
         let stop = StopRules { ids, strings: stop.strings.to_vec() };
-        Ok(Self { engine: Engine::new(decoder, batch_rows, positions)?, tokenizer, stop, batch_rows })
+        Ok(Self {
+            engine: Engine::new(decoder, batch_rows, positions)?,
+            tokenizer,
+            stop,
+            batch_rows,
+        })
     }
 
     /// Answers requests, in their order; what a request gets does not depend on the others.

@@ -86,7 +86,8 @@ impl Rates {
             let (checker, task) = (asked.checker.as_ref(), asked.row.task.as_deref());
             Verdict::new(constitution, checker, task, &said.text)
         };
-        let red_team: Vec<Verdict> = plan.red_team.iter().zip(&answers.red_team).map(judge).collect();
+        let red_team: Vec<Verdict> =
+            plan.red_team.iter().zip(&answers.red_team).map(judge).collect();
         let helpful = plan.helpful.iter().zip(&answers.helpful);
         let all = || answers.red_team.iter().chain(&answers.helpful);
         Self {

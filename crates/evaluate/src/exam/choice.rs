@@ -70,7 +70,8 @@ impl Work {
             let questions = drawn(asked, table.wrong_answers, table.max_items, seed);
             (of("prompts"), table.prompts.clone(), problems.take(&of("prompts"), questions)?)
         } else {
-            let source = problems.take(&of("sources"), Source::open(&table.sources, &table.read))?;
+            let source =
+                problems.take(&of("sources"), Source::open(&table.sources, &table.read))?;
             let mut all = Vec::new();
             for record in source.records() {
                 let record = problems.take(&of("sources"), record)?;
@@ -125,7 +126,11 @@ impl Work {
             for question in &members {
                 let (own, others) = rest.split_at(question.choices.len());
                 rest = others;
-                ensure!(own.iter().all(|sum| sum.is_finite()), "{}: a choice's probability is not finite", question.at);
+                ensure!(
+                    own.iter().all(|sum| sum.is_finite()),
+                    "{}: a choice's probability is not finite",
+                    question.at
+                );
                 question.judge(own, &mut outcome);
             }
             progress.inc(members.len() as u64);
@@ -141,8 +146,10 @@ impl Work {
         for choice in &question.choices {
             let (mut prompt, ids) = match &question.asked {
                 Some(asked) => (subject.prompt_ids(asked)?, subject.response_ids(choice, true)?),
-                None => plain(subject, &question.text, &format!("{}{choice}", self.table.delimiter))
-                    .with_context(at)?,
+                None => {
+                    plain(subject, &question.text, &format!("{}{choice}", self.table.delimiter))
+                        .with_context(at)?
+                }
             };
             ensure!(!ids.is_empty(), "{}: the choice {choice:?} has no tokens of its own", at());
             ensure!(
@@ -163,9 +170,11 @@ impl Work {
         let accuracy = Metric::share("accuracy", "right", Better::Higher);
         let mut metrics = vec![accuracy.clone()];
         metrics.push(Metric::share("accuracy_norm", "right_norm", Better::Higher));
-        let languages = self.questions.iter().map(|question| Some(Language::of(&question.text).code()));
+        let languages =
+            self.questions.iter().map(|question| Some(Language::of(&question.text).code()));
         metrics.extend(accuracy.by_parts(languages));
-        let tasks = accuracy.by_parts(self.questions.iter().map(|question| question.task.as_deref()));
+        let tasks =
+            accuracy.by_parts(self.questions.iter().map(|question| question.task.as_deref()));
         for task in tasks {
             if metrics.iter().all(|metric| metric.name != task.name) {
                 metrics.push(task);
@@ -198,7 +207,10 @@ fn plain(subject: &Subject, question: &str, choice: &str) -> anyhow::Result<(Vec
     if asked.is_empty() && prompt.is_empty() {
         prompt.extend(subject.beginning());
     }
-    ensure!(!prompt.is_empty(), "the question is empty, and the tokenizer has no token for the beginning of a text");
+    ensure!(
+        !prompt.is_empty(),
+        "the question is empty, and the tokenizer has no token for the beginning of a text"
+    );
     Ok((prompt, ids))
 }
 
@@ -211,8 +223,12 @@ impl Question {
         ensure!(choices.len() >= 2, "{at}: needs at least two choices, has {}", choices.len());
         ensure!(choices.iter().all(|choice| !choice.trim().is_empty()), "{at}: a choice is empty");
         let last = choices.len() - 1;
-        ensure!(gold <= last, "{at}: the right answer is {gold}, and the choices go from 0 to {last}");
-        let task = record.fields.get(artifact::columns::TASK).and_then(Value::as_str).map(str::to_owned);
+        ensure!(
+            gold <= last,
+            "{at}: the right answer is {gold}, and the choices go from 0 to {last}"
+        );
+        let task =
+            record.fields.get(artifact::columns::TASK).and_then(Value::as_str).map(str::to_owned);
         let asked = chat.then(|| {
             let language = Language::of(&text);
             let messages = Some(vec![Message::new("user", text.clone())]);
@@ -252,7 +268,8 @@ fn question(record: &Record) -> anyhow::Result<(String, Vec<String>, usize)> {
         let value = fields.get(name).unwrap_or(&Value::Null);
         let number = value.as_u64().or_else(|| value.as_str()?.trim().parse().ok());
         let number = number.and_then(|number| usize::try_from(number).ok());
-        number.with_context(|| format!("`{name}` is {value}, and not the number of a choice, from 0"))
+        number
+            .with_context(|| format!("`{name}` is {value}, and not the number of a choice, from 0"))
     };
     // lm-evaluation-harness
     if let (Some(query), Some(choices)) = (text("query"), list(fields.get("choices"))) {
@@ -267,10 +284,14 @@ fn question(record: &Record) -> anyhow::Result<(String, Vec<String>, usize)> {
         if let Some(choices) = fields.get("choices").and_then(Value::as_object) {
             let (texts, labels) = (list(choices.get("text")), list(choices.get("label")));
             let (Some(texts), Some(labels), Some(key)) = (texts, labels, text("answerKey")) else {
-                bail!("`choices` needs the lists `text` and `label`, and `answerKey` one of the labels");
+                bail!(
+                    "`choices` needs the lists `text` and `label`, and `answerKey` one of the labels"
+                );
             };
             let gold = labels.iter().position(|label| *label == key);
-            let gold = gold.with_context(|| format!("`answerKey` is {key:?}, and the labels are {labels:?}"))?;
+            let gold = gold.with_context(|| {
+                format!("`answerKey` is {key:?}, and the labels are {labels:?}")
+            })?;
             return Ok((question, texts, gold));
         }
     }

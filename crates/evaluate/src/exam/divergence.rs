@@ -129,7 +129,8 @@ impl Work {
         while answers.peek().is_some() {
             ctx.check_interrupt()?;
             let mut rows = Branches::new();
-            while let Some((asked, answer)) = answers.next_if(|_| rows.num_tokens() < batch_tokens) {
+            while let Some((asked, answer)) = answers.next_if(|_| rows.num_tokens() < batch_tokens)
+            {
                 let prompt = subject.prompt_ids(asked)?;
                 let kept = answer.ids.len().min(room - prompt.len());
                 rows.push(&prompt, &[&answer.ids[..kept]]);

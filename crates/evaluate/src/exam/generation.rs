@@ -45,8 +45,15 @@ impl Work {
         let judged = asked.iter().position(|asked| asked.checker.is_none());
         let compared = asked.iter().position(|asked| asked.row.answer.is_none());
         let Some(measures) = table.measures else {
-            let all = [Measure::Accuracy, Measure::Rouge, Measure::Chrf, Measure::ExactMatch, Measure::F1];
-            let fits = |measure: &Measure| if *measure == Measure::Accuracy { judged } else { compared };
+            let all = [
+                Measure::Accuracy,
+                Measure::Rouge,
+                Measure::Chrf,
+                Measure::ExactMatch,
+                Measure::F1,
+            ];
+            let fits =
+                |measure: &Measure| if *measure == Measure::Accuracy { judged } else { compared };
             let measures: Vec<Measure> =
                 all.into_iter().filter(|measure| fits(measure).is_none()).collect();
             let what = "not every prompt has a checker, nor every one a right answer, so nothing can be compared";

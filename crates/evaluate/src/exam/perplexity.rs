@@ -59,7 +59,10 @@ impl Work {
     ) -> Option<Self> {
         let of = |part: &str| format!("{key}.{part}");
         if table.rows.is_empty() == table.sources.is_empty() {
-            problems.push(key, "needs `rows` (token rows of data-prep) or `sources` (text), and not both");
+            problems.push(
+                key,
+                "needs `rows` (token rows of data-prep) or `sources` (text), and not both",
+            );
             return None;
         }
         let windows = takers.iter().map(|subject| window(&table, subject.positions()));
@@ -108,7 +111,9 @@ impl Work {
     pub(crate) fn inputs(&self) -> Vec<PathBuf> {
         match &self.texts {
             Texts::Rows(files) => files.clone(),
-            Texts::Sources(source, _) => source.inputs().iter().map(|path| path.to_path_buf()).collect(),
+            Texts::Sources(source, _) => {
+                source.inputs().iter().map(|path| path.to_path_buf()).collect()
+            }
         }
     }
 
@@ -228,7 +233,9 @@ impl Sums {
         if members.is_empty() {
             return Ok(());
         }
-        for ((document, counts), own) in members.into_iter().zip(branches::logprobs(decoder, &rows)?) {
+        for ((document, counts), own) in
+            members.into_iter().zip(branches::logprobs(decoder, &rows)?)
+        {
             let counted = own.iter().zip(&counts).filter(|(_, counts)| **counts);
             self.nats[document] -= counted.map(|(logprob, _)| f64::from(*logprob)).sum::<f64>();
         }
@@ -260,7 +267,9 @@ fn document(subject: &Subject, text: &str) -> anyhow::Result<Document> {
         ids.splice(0..0, beginning);
     }
     let mut bytes = text.len();
-    if beginning.is_none() && let Some(first) = ids.first() {
+    if beginning.is_none()
+        && let Some(first) = ids.first()
+    {
         // Nothing predicts it.
         bytes -= usize::from(subject.tokenizer.byte_lengths()[*first as usize]).min(bytes);
     }

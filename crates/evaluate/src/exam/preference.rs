@@ -53,7 +53,10 @@ impl Work {
     ) -> Option<Self> {
         let of = |part: &str| format!("{key}.{part}");
         if table.rows.is_empty() == table.sources.is_empty() {
-            problems.push(key, "needs `rows` (pair rows of data-prep) or `sources` (records), and not both");
+            problems.push(
+                key,
+                "needs `rows` (pair rows of data-prep) or `sources` (records), and not both",
+            );
             return None;
         }
         let (inputs, mut pairs) = if table.sources.is_empty() {
@@ -70,7 +73,8 @@ impl Work {
             }
             (table.rows.clone(), problems.take(&of("rows"), of_rows(&table.rows, first))?)
         } else {
-            let source = problems.take(&of("sources"), Source::open(&table.sources, &table.read))?;
+            let source =
+                problems.take(&of("sources"), Source::open(&table.sources, &table.read))?;
             let pairs = problems.take(&of("sources"), of_records(&source, table))?;
             (source.inputs().iter().map(|path| path.to_path_buf()).collect(), pairs)
         };
@@ -145,7 +149,11 @@ impl Work {
         }
         let long = scores.chunks_exact(2).filter(|pair| pair.contains(&None)).count();
         if long > 0 {
-            tracing::warn!("{long} pairs are beyond the {} positions of `{}`, or no pairs for it, and do not count", subject.positions(), subject.name);
+            tracing::warn!(
+                "{long} pairs are beyond the {} positions of `{}`, or no pairs for it, and do not count",
+                subject.positions(),
+                subject.name
+            );
         }
         Ok(outcome)
     }
@@ -163,15 +171,16 @@ fn of_rows(files: &[PathBuf], subject: &Subject) -> anyhow::Result<Vec<Two>> {
     let mut rows = PairDataset::sequential(files)?;
     let mut pairs = Vec::new();
     while let Some(row) = rows.next_row()? {
-        let all = [&row.prompt, &row.chosen, &row.rejected].map(|ids| {
-            ids.iter().map(|&id| id as u32).collect::<Vec<u32>>()
-        });
+        let all = [&row.prompt, &row.chosen, &row.rejected]
+            .map(|ids| ids.iter().map(|&id| id as u32).collect::<Vec<u32>>());
         let text = |ids: &[u32], skip| subject.tokenizer.decode(ids, skip);
         pairs.push(Two {
             prompt: text(&all[0], false)?,
             chosen: text(&all[1], true)?,
             rejected: text(&all[2], true)?,
-            form: Form::Tokens([&all[1], &all[2]].map(|response| widen(&[all[0].as_slice(), response].concat()))),
+            form: Form::Tokens(
+                [&all[1], &all[2]].map(|response| widen(&[all[0].as_slice(), response].concat())),
+            ),
             task: row.task.clone(),
             at: format!("pair {}", pairs.len()),
         });
@@ -185,12 +194,17 @@ fn of_records(source: &Source, table: &Preference) -> anyhow::Result<Vec<Two>> {
     for record in source.records() {
         let record = record?;
         let mapped = mapper.map(&record)?.map_err(|unfit| {
-            anyhow::anyhow!("{}: no pair with `{CHOSEN}` and `{REJECTED}`: {unfit:?}", record.origin)
+            anyhow::anyhow!(
+                "{}: no pair with `{CHOSEN}` and `{REJECTED}`: {unfit:?}",
+                record.origin
+            )
         })?;
         for mapped in mapped {
             let Example::Preference(pair) = mapped.example else { continue };
             let prompt = match &pair.prompt {
-                Prompt::Messages(messages) => messages.last().map_or_else(String::new, |last| last.content.clone()),
+                Prompt::Messages(messages) => {
+                    messages.last().map_or_else(String::new, |last| last.content.clone())
+                }
                 Prompt::Text(text) => text.clone(),
             };
             let (chosen, rejected) = (pair.chosen.clone(), pair.rejected.clone());

@@ -37,7 +37,8 @@ impl Work {
             problems.take(&format!("{key}.constitution"), Constitution::load(&table.constitution));
         let asked = asked::plan(key, &table.prompts, table.max_items, takers, problems);
         let (constitution, asked) = (constitution?, asked?);
-        let known = asked.iter().any(|asked| verdict(&constitution, asked, "") != Verdict::default());
+        let known =
+            asked.iter().any(|asked| verdict(&constitution, asked, "") != Verdict::default());
         problems.check(
             known,
             &format!("{key}.prompts"),

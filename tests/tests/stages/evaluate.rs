@@ -1,0 +1,391 @@
+//! Models measured side by side: the numbers are those of other programs, intervals hold them, and a killed run goes on.
+
+use artifact::evaluation::{Evaluation, Measurement, Unit};
+use artifact::rows::Kind;
+
+use super::bad_input::edit;
+use super::*;
+
+const READS: &[&str] = &["data", "pretrain", "sft", "peft", "reward"];
+
+fn found(run: &Path) -> Evaluation {
+    Evaluation::read(&run.join("results.json")).unwrap()
+}
+
+fn number<'a>(found: &'a Evaluation, model: &str, test: &str, metric: &str) -> &'a Measurement {
+    let is = |own: &&Measurement| own.model == model && own.test == test && own.metric == metric;
+    let number = found.measurements.iter().find(is);
+    number.unwrap_or_else(|| panic!("no {metric} of {model} in {test}"))
+}
+
+/// Rows of `samples.parquet`: test, item, prompt, answer, model, response, score.
+fn samples(run: &Path) -> Vec<Vec<Cell>> {
+    let text = |name| Column::required(name, Kind::Text);
+    let columns = [
+        text("test"),
+        Column::required("item", Kind::Int),
+        text("prompt"),
+        Column::optional("answer", Kind::Text),
+        text("model"),
+        text("response"),
+        Column::optional("score", Kind::Float32),
+    ];
+    rows(&run.join("samples.parquet"), &columns)
+}
+
+/// The scores in the samples of a model in a test.
+fn scores(run: &Path, test: &str, model: &str) -> Vec<Option<f64>> {
+    let all = samples(run).into_iter();
+    let own = all.filter(|row| row[0].as_text() == Some(test) && row[4].as_text() == Some(model));
+    own.map(|row| row[6].as_f64()).collect()
+}
+
+fn mean(values: &[Option<f64>]) -> f64 {
+    let values: Vec<f64> = values.iter().flatten().copied().collect();
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+#[test]
+fn every_model_takes_every_test_that_it_can() {
+    let found = found(&FINISHED.join("evaluate"));
+    let names: Vec<&str> = found.models.iter().map(|model| model.name.as_str()).collect();
+    assert_eq!(names, ["pretrain", "sft", "peft", "reward"], "in the order of the config");
+    let tests: Vec<(&str, &str, u64)> = found
+        .tests
+        .iter()
+        .map(|test| (test.name.as_str(), test.kind.as_str(), test.items))
+        .collect();
+    assert_eq!(tests[0], ("text", "perplexity", 20));
+    assert_eq!(tests[2], ("choices", "choice", 12));
+    assert_eq!(tests[5], ("drift", "divergence", 10));
+    assert_eq!(tests.len(), 7);
+    assert_eq!(found.tests[1].about, "Which of two things.");
+    let takes = |model: &str, test: &str| {
+        found.measurements.iter().any(|own| own.model == model && own.test == test)
+    };
+    for (test, kind, _) in &tests {
+        for model in ["pretrain", "sft", "peft"] {
+            let can = *kind != "preference" && !(*kind == "divergence" && model == "sft");
+            assert_eq!(takes(model, test), can, "{model} {test}");
+        }
+        assert_eq!(takes("reward", test), *kind == "preference", "{test}");
+    }
+    for own in &found.measurements {
+        let Some([low, high]) = own.interval else { panic!("{own:?}") };
+        assert!(low <= own.value && own.value <= high, "{own:?}");
+        let share = own.unit == Unit::Share;
+        assert!(!share || (0.0 <= low && high <= 1.0), "{own:?}");
+    }
+    let adapted =
+        |name: &str| found.models.iter().find(|model| model.name == name).unwrap().parameters;
+    assert_eq!(adapted("peft") - adapted("sft"), 2176, "the adapter's are counted");
+}
+
+#[test]
+fn numbers_are_those_of_the_stages_themselves() {
+    let run = FINISHED.join("evaluate");
+    let now = found(&run);
+    // finetune and peft measure the same held-out prompts after training, in the same precision.
+    let own = &results(&FINISHED.join("peft"))["evaluation"]["things"]["after"];
+    let names = [
+        ("accuracy", "accuracy", 1.0),
+        ("rouge1", "rouge_1", 1.0),
+        ("rouge2", "rouge_2", 1.0),
+        ("rougeL", "rouge_l", 1.0),
+        ("exact_match", "exact_match", 1.0),
+        ("f1", "f1", 1.0),
+        ("chrf", "chrf", 100.0),
+    ];
+    for (theirs, ours, scale) in names {
+        let value = number(&now, "peft", "things", ours).value * scale;
+        assert!((value - own[theirs].as_f64().unwrap()).abs() < 1e-6, "{ours}: {value} {own}");
+    }
+    let reward = results(&FINISHED.join("reward"));
+    let accuracy = number(&now, "reward", "pairs", "accuracy");
+    assert!((accuracy.value - reward["accuracy"].as_f64().unwrap()).abs() < 1e-9, "{reward}");
+    let margin = number(&now, "reward", "pairs", "margin").value;
+    assert!((margin - reward["margin"].as_f64().unwrap()).abs() < 1e-4, "{margin} {reward}");
+    // All rows, as at the end of pre-training.
+    let yard = yard(READS);
+    let only = ["tests.text.perplexity.max_items=100000", "tests.text.models=[\"pretrain\"]"];
+    stage("evaluate", yard.path()).args(sets(&only)).succeed().unwrap();
+    let all = found(&yard.path().join("evaluate"));
+    let pretrain = results(&FINISHED.join("pretrain"));
+    for (theirs, ours) in [
+        ("eval_loss", "loss"),
+        ("eval_bits_per_byte", "bits_per_byte"),
+        ("eval_perplexity", "perplexity"),
+    ] {
+        let value = number(&all, "pretrain", "text", ours).value;
+        let own = pretrain[theirs].as_f64().unwrap();
+        assert!((value / own - 1.0).abs() < 1e-4, "{ours}: {value} {own}");
+    }
+}
+
+#[test]
+fn samples_hold_what_the_numbers_are_made_of() {
+    let run = FINISHED.join("evaluate");
+    let now = found(&run);
+    for model in ["pretrain", "sft", "peft"] {
+        let of = |test: &str, metric: &str| number(&now, model, test, metric).value;
+        assert!((of("things", "accuracy") - mean(&scores(&run, "things", model))).abs() < 1e-6);
+        assert!((of("choices", "accuracy") - mean(&scores(&run, "choices", model))).abs() < 1e-6);
+        assert!((of("requests", "score") - mean(&scores(&run, "requests", model))).abs() < 1e-4);
+        if model != "pretrain" {
+            let both = scores(&run, "requests", model)
+                .into_iter()
+                .zip(scores(&run, "requests", "pretrain"));
+            let wins = both.map(|(a, b)| if a == b { Some(0.5) } else { Some(f64::from(a > b)) });
+            assert!((of("requests", "win_rate") - mean(&wins.collect::<Vec<_>>())).abs() < 1e-6);
+        }
+        assert!(of("drift", "kl_k3") >= 0.0 || model == "sft");
+    }
+    // The choices are of the data, the right one among them.
+    for row in samples(&run).iter().filter(|row| row[0].as_text() == Some("choices")) {
+        let right = row[3].as_text() == row[5].as_text();
+        assert_eq!(row[6].as_f64(), Some(f64::from(right)), "{row:?}");
+    }
+    assert!(samples(&run).iter().all(|row| row[0].as_text() != Some("text")));
+    let sft = number(&now, "sft", "things", "accuracy");
+    let parts: Vec<&Measurement> = ["en", "ko"]
+        .iter()
+        .map(|part| number(&now, "sft", "things", &format!("accuracy/{part}")))
+        .collect();
+    assert_eq!(parts.iter().map(|part| part.items).sum::<u64>(), sft.items);
+    let weighed: f64 = parts.iter().map(|part| part.value * part.items as f64).sum();
+    assert!((weighed / sft.items as f64 - sft.value).abs() < 1e-9);
+}
+
+#[test]
+fn changes_are_from_the_parent_on_the_same_items() {
+    let now = found(&FINISHED.join("evaluate"));
+    let pairs: Vec<(&str, &str)> =
+        now.differences.iter().map(|own| (own.model.as_str(), own.from.as_str())).collect();
+    assert!(pairs.contains(&("sft", "pretrain")) && pairs.contains(&("peft", "sft")));
+    assert!(pairs.iter().all(|pair| [("sft", "pretrain"), ("peft", "sft")].contains(pair)));
+    for own in now.differences.iter().filter(|own| own.metric != "win_rate") {
+        let of = |model: &str| number(&now, model, &own.test, &own.metric).value;
+        let change = of(&own.model) - of(&own.from);
+        assert!((own.value - change).abs() < 1e-9, "{own:?} {change}");
+        let [low, high] = own.interval.unwrap();
+        assert!(low <= own.value && own.value <= high, "{own:?}");
+    }
+    let manifest = results(&FINISHED.join("evaluate"));
+    let value = number(&now, "sft", "things", "accuracy").value;
+    assert_eq!(manifest["evaluation"]["things"]["sft"]["accuracy"], value);
+    let table = rows(
+        &FINISHED.join("evaluate/results.parquet"),
+        &[Column::required("metric", Kind::Text), Column::required("value", Kind::Float64)],
+    );
+    assert_eq!(table.len(), now.measurements.len());
+    for (row, own) in table.iter().zip(&now.measurements) {
+        assert_eq!(row, &[Cell::from(own.metric.as_str()), Cell::from(own.value)]);
+    }
+}
+
+#[test]
+fn a_killed_run_goes_on_and_ends_the_same() {
+    let yard = yard(READS);
+    let dir = yard.path();
+    let run = dir.join("evaluate");
+    let parts = || {
+        let Ok(entries) = fs_err::read_dir(run.join("checkpoints")) else { return 0 };
+        entries
+            .filter(|entry| {
+                entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("part-")
+            })
+            .count()
+    };
+    let mut running = stage("evaluate", dir).start().unwrap();
+    running.wait_until(|| parts() >= 3).unwrap();
+    running.kill().unwrap();
+    assert!(!run.join("manifest.json").exists());
+    // Other data would make other numbers.
+    let other = sets(&["tests.things.generation.max_new_tokens=4"]).collect::<Vec<_>>();
+    stage("evaluate", dir)
+        .args(other)
+        .fail(
+            2,
+            &[
+                "made with another config",
+                "tests.things.generation.max_new_tokens: 8 -> 4",
+                "--resume never",
+            ],
+        )
+        .unwrap();
+    let end = stage("evaluate", dir).succeed().unwrap();
+    assert!(end.stderr.contains("goes on from evaluate/checkpoints"), "{end}");
+    for file in ["results.json", "results.parquet", "samples.parquet"] {
+        let of = |run: &Path| fs_err::read(run.join(file)).unwrap();
+        assert_eq!(of(&run), of(&FINISHED.join("evaluate")), "{file}");
+    }
+    fs_err::write(run.join("manifest.json.tmp"), "").unwrap();
+}
+
+#[test]
+fn check_tells_the_plan_and_touches_nothing() {
+    let yard = yard(READS);
+    let shown = stage("evaluate", yard.path()).args(["--check"]).succeed().unwrap();
+    for line in [
+        "models      pretrain: ",
+        "            sft: ",
+        ", from pretrain, sft\n",
+        "tests       text: perplexity, 20 items, 3 models\n",
+        "            drift: divergence, 10 items, 2 models\n",
+        "            pairs: preference, ",
+        "intervals   95 %, 500 resamples; models run in fp32\n",
+    ] {
+        assert!(shown.stdout.contains(line), "{line:?}\n{shown}");
+    }
+    assert!(!yard.path().join("evaluate").exists());
+}
+
+/// Runs with settings that cannot be, and expects what is said.
+#[track_caller]
+fn refused(settings: &[&str], parts: &[&str]) {
+    let yard = yard(READS);
+    stage("evaluate", yard.path()).args(sets(settings)).fail(2, parts).unwrap();
+    assert!(!yard.path().join("evaluate/config.toml").exists());
+}
+
+#[test]
+fn what_cannot_be_is_told_all_at_once() {
+    refused(
+        &[
+            "bootstrap.samples=1",
+            "batch.rows=0",
+            "batch.tokens=0",
+            "models.sft.parent=none",
+            "models.peft.path=nowhere",
+        ],
+        &[
+            "error: evaluate.toml has 5 problems",
+            "bootstrap.samples: must be from 100 to 1000000, got 1",
+            "batch.rows: must be from 1 to 4096, got 0",
+            "batch.tokens: must be at least 1",
+            "models.sft.parent: there is no other model `none` in the config",
+            "models.peft.path: nowhere: does not exist",
+        ],
+    );
+    refused(
+        &[
+            "tests.text.perplexity.stride=128",
+            "tests.things.generation.max_new_tokens=0",
+            "tests.choices.choice.wrong_answers=400",
+            "tests.requests.score.reward_model=sft",
+            "tests.requests.score.baseline=reward",
+            "tests.safety.safety.constitution=none.toml",
+            "tests.drift.divergence.reference=reward",
+            "tests.pairs.models=[\"sft\"]",
+        ],
+        &[
+            "tests.text.perplexity.stride: must be at least 1 and below the window, which is 128 tokens",
+            "tests.things.generation.max_new_tokens: must be at least 1",
+            "tests.choices.choice.prompts: for no prompt there are 400 answers of others",
+            "tests.requests.score.reward_model: sft: this is a language model",
+            "tests.requests.score.baseline: `reward` is no model that takes this test",
+            "tests.safety.safety.constitution: ",
+            "tests.drift.divergence.reference: ",
+            "tests.pairs.models: `sft` is no reward model",
+        ],
+    );
+    refused(
+        &["tests.things.models=[\"reward\", \"nobody\"]", "tests.things.perplexity.rows=[]"],
+        &["tests.things: needs one of the tables perplexity, generation, ", ", and has 2"],
+    );
+    refused(
+        &["tests.things.models=[\"reward\", \"nobody\"]", "tests.drift.models=[\"sft\"]"],
+        &[
+            "tests.things.models: `reward` is a reward model, which says nothing",
+            "tests.things.models: there is no model `nobody`",
+            "tests.drift.models: `sft` is the reference itself",
+        ],
+    );
+    refused(
+        &[
+            "tests.text.perplexity.sources=[\"texts.txt\"]",
+            "tests.choices.choice.sources=[\"questions.json\"]",
+        ],
+        &[
+            "tests.text.perplexity: needs `rows` (token rows of data-prep) or `sources` (text), and not both",
+            "tests.choices.choice: needs `sources` (records with choices) or `prompts` (with right answers), and not both",
+        ],
+    );
+    refused(
+        &["tests.things.generation.measures=[]"],
+        &["tests.things.generation.measures: is empty"],
+    );
+    refused(
+        &["tests.things.generation.prompts=[]"],
+        &["tests.things.generation.prompts: names no file"],
+    );
+    refused(&["tests.\"a b\".text=1"], &["unknown field `text`"]);
+}
+
+#[test]
+fn wrong_records_name_file_and_row() {
+    let yard = yard(READS);
+    let dir = yard.path();
+    edit(
+        dir,
+        "evaluate.toml",
+        "prompts = [\"data/data/instructions/prompts.parquet\"]\nwrong_answers = 2\n",
+        "sources = [\"questions.jsonl\"]\n",
+    );
+    edit(
+        dir,
+        "evaluate.toml",
+        "rows = [\"data/data/text/validation.parquet\"]",
+        "sources = [\"texts.jsonl\"]",
+    );
+    let text = |lines: &str| fs_err::write(dir.join("texts.jsonl"), lines).unwrap();
+    let asked = |line: &str| {
+        fs_err::write(
+            dir.join("questions.jsonl"),
+            format!("{{\"query\":\"a\",\"choices\":[\"b\",\"c\"],\"gold\":0}}\n{line}\n"),
+        )
+        .unwrap();
+    };
+    text("{\"text\": \"민수는 사과를 찾았어요.\"}\n{\"body\": \"x\"}\n");
+    asked("{\"question\": \"a\"}");
+    stage("evaluate", dir)
+        .fail(
+            2,
+            &[
+                "tests.text.perplexity.column: texts.jsonl:2: no text in a column `text`; it has body; name the column with `column`",
+                "tests.choices.choice.sources: questions.jsonl:2",
+                "no question with choices; it has question; known are `query`, `choices`, `gold`",
+            ],
+        )
+        .unwrap();
+    text("{\"text\": \"민수는 사과를 찾았어요.\"}\n{\"text\": \"\"}\n");
+    for (line, part) in [
+        (
+            "{\"query\":\"a\",\"choices\":[\"b\",\"c\"],\"gold\":2}",
+            "the right answer is 2, and the choices go from 0 to 1",
+        ),
+        (
+            "{\"query\":\"a\",\"choices\":[\"b\",\"c\"],\"gold\":\"B\"}",
+            "`gold` is \"B\", and not the number of a choice, from 0",
+        ),
+        ("{\"query\":\"a\",\"choices\":[\"b\"],\"gold\":0}", "needs at least two choices, has 1"),
+        ("{\"query\":\"a\",\"choices\":[\"b\",\" \"],\"gold\":0}", "a choice is empty"),
+        (
+            "{\"question\":\"a\",\"choices\":{\"text\":[\"b\",\"c\"],\"label\":[\"A\",\"B\"]},\"answerKey\":\"C\"}",
+            "`answerKey` is \"C\"",
+        ),
+        (
+            "{\"question\":\"a\",\"choices\":{\"text\":[\"b\",\"c\"]},\"answerKey\":\"C\"}",
+            "needs the lists `text` and `label`",
+        ),
+    ] {
+        asked(line);
+        stage("evaluate", dir).fail(2, &["questions.jsonl:2", part]).unwrap();
+    }
+    // A text without a token to predict is a document of nothing.
+    asked("{\"ctx\":\"누가\",\"endings\":[\"민수.\",\"수지.\"],\"label\":\"1\",\"task\":\"who\"}");
+    stage("evaluate", dir).succeed().unwrap();
+    let now = found(&dir.join("evaluate"));
+    assert_eq!(number(&now, "sft", "text", "loss").items, 2);
+    assert_eq!(number(&now, "sft", "choices", "accuracy").items, 2);
+}
