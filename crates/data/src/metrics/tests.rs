@@ -190,3 +190,31 @@ fn the_longest_common_subsequence_is_that_of_the_table() {
         }
     }
 }
+
+/// Pairs of one's own, scored by `scripts/parity/text_metrics_pairs.py`: `TEMPER_TEXT_METRICS` names its output.
+#[test]
+#[expect(clippy::print_stdout, reason = "the largest differences are what it is run for")]
+fn pairs_of_ones_own_are_scored_as_the_peers_do() {
+    let Ok(path) = std::env::var("TEMPER_TEXT_METRICS") else { return };
+    let fixture: Fixture = serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap();
+    let (mut all, mut worst) = (TextScores::default(), [0.0_f64; 6]);
+    for row in &fixture.rows {
+        let own = all.add(&row.prediction, &row.references());
+        let pairs = [
+            (own.rouge1, row.rouge1),
+            (own.rouge2, row.rouge2),
+            (own.rouge_l, row.rouge_l),
+            (own.exact_match, row.exact_match),
+            (own.f1, row.f1),
+            (own.chrf, row.chrf),
+        ];
+        for (worst, (ours, theirs)) in worst.iter_mut().zip(pairs) {
+            *worst = worst.max((ours - theirs).abs());
+        }
+    }
+    for (name, mean) in all.means() {
+        close(name, mean, fixture.means[name]);
+    }
+    println!("{} pairs; largest differences: {worst:?}", fixture.rows.len());
+    assert!(worst.iter().all(|worst| *worst < 1e-6), "{worst:?}");
+}

@@ -160,7 +160,7 @@ impl Work {
             );
             // The end of the question, where all of it has no room.
             let cut = (prompt.len() + ids.len()).saturating_sub(room);
-            prompt.drain(..cut.min(prompt.len() - 1));
+            prompt.drain(..cut.min(prompt.len().saturating_sub(1)));
             all.push((prompt, ids));
         }
         Ok(all)
