@@ -27,18 +27,19 @@ TEXTS = [
     "\u1100\u1161\u11a8 as conjoining jamo",
 ]
 
+# No sentence of the tokenizers' corpus: they would take it for one token.
 QUESTIONS: list[dict[str, Any]] = [
-    {"query": "The cat sat on the", "choices": ["mat.", "dog.", "apple tree in the park."], "gold": 0},
-    {"query": "Minsu has three", "choices": ["apples", "pears and a cat", "개"], "gold": 1},
-    {"query": "민수는 사과를", "choices": ["세 개 가지고 있어요.", "두 개 샀어요.", "고양이"], "gold": 2},
-    {"query": "The dog ran to the park ", "choices": ["and sat there.", "today!"], "gold": 1},
-    {"question": "오늘 날씨가", "choices": ["좋아요.", "비가 올 거예요. What a nice day it is"], "answer": 0},
+    {"query": "Who slept under our", "choices": ["bed?", "old dog", "tallest tree by the river."], "gold": 0},
+    {"query": "Jiwon bought", "choices": ["seven plums", "some bread and a cat", "빵"], "gold": 1},
+    {"query": "수지는 학교에서", "choices": ["책을 읽었어요.", "노래를 불렀어요.", "잤다"], "gold": 2},
+    {"query": "My dog barks at ", "choices": ["us all.", "night!"], "gold": 1},
+    {"question": "어제 저녁에는", "choices": ["눈이 왔다.", "바람이 세게 불었어요. It was cold outside"], "answer": 0},
     {
-        "question": "What a nice day", "answerKey": "B",
-        "choices": {"text": ["it is today!", "isn't it", "강아지는"], "label": ["A", "B", "C"]},
+        "question": "Which fruit is yellow", "answerKey": "B",
+        "choices": {"text": ["a plum?", "banana", "포도"], "label": ["A", "B", "C"]},
     },
-    {"ctx": "고양이가 마당에서", "endings": ["놀고 있습니다.", "달리고", "a", "1,500원입니다."], "label": "3"},
-    {"query": "", "choices": ["The cat", "민수는"], "gold": 0},
+    {"ctx": "할머니가 부엌에서", "endings": ["국을 끓이셨다.", "주무셨다", "z", "12,345번 웃으셨다."], "label": "3"},
+    {"query": "", "choices": ["Her hat", "보라는"], "gold": 0},
 ]
 
 
@@ -116,6 +117,7 @@ def choices(model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
         sums = []
         for option in options:
             context, continuation = encode_pair(tokenizer, query, f" {option}")
+            assert continuation, (query, option)
             with torch.no_grad():
                 logits = model(torch.tensor([context + continuation])).logits[0].double()
             logprobs = logits.log_softmax(-1)[len(context) - 1 : -1]

@@ -188,7 +188,8 @@ fn shown(value: f64, interval: Option<[f64; 2]>, unit: Unit, change: bool) -> St
     };
     let mut out = number(value);
     if unit == Unit::Share {
-        out.push_str(" %");
+        // What lies between two shares is no share: points.
+        out.push_str(if change { " pp" } else { " %" });
     }
     if let Some([low, high]) = interval {
         let _ = write!(out, " [{}, {}]", number(low), number(high));
@@ -243,7 +244,7 @@ mod tests {
     fn numbers_are_shown_as_readers_want_them() {
         let interval = Some([0.125, 0.9999]);
         assert_eq!(shown(0.5, interval, Unit::Share, false), "50.0 % [12.5, 100.0]");
-        assert_eq!(shown(-0.5, Some([-0.75, 0.25]), Unit::Share, true), "-50.0 % [-75.0, +25.0]");
+        assert_eq!(shown(-0.5, Some([-0.75, 0.25]), Unit::Share, true), "-50.0 pp [-75.0, +25.0]");
         assert_eq!(shown(1.23456, None, Unit::BitsPerByte, false), "1.2346");
         assert_eq!(shown(3.0, None, Unit::Score, true), "+3.00");
     }
