@@ -29,7 +29,8 @@ fn config(stride: u64, batch_tokens: usize) -> String {
         let path = fixtures::parity("evaluation").join(name).join("model");
         out += &format!("[models.{name}]\npath = {:?}\n", path.display().to_string());
     }
-    out
+    // The last table is that of the second model.
+    out + &format!("parent = {:?}\n", MODELS[0])
 }
 
 fn prepare(dir: &Path) {
@@ -102,6 +103,18 @@ fn perplexity_and_choices_are_those_of_transformers() {
             .sum();
         assert_eq!(Some(tokens), expect["perplexity"]["tokens"].as_f64());
     }
+}
+
+/// Perplexity means something else with other tokens, bits of a byte do not.
+#[test]
+fn models_of_other_tokens_are_compared_by_what_they_share() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    prepare(dir);
+    let found = evaluate(dir, &config(20, 4096));
+    let names: Vec<&str> = found.differences.iter().map(|own| own.metric.as_str()).collect();
+    assert!(names.contains(&"bits_per_byte") && names.contains(&"accuracy"), "{names:?}");
+    assert!(!names.contains(&"perplexity") && !names.contains(&"loss"), "{names:?}");
 }
 
 /// Another stride gives other numbers, other batches do not.

@@ -341,6 +341,46 @@ fn what_cannot_be_is_told_all_at_once() {
 }
 
 #[test]
+fn a_model_of_other_tokens_is_told_what_it_cannot_take() {
+    let other = temper_tests::fixtures::parity("evaluation/byte-level/model");
+    let path = format!("models.pretrain.path={}", other.display());
+    refused(
+        &[&path],
+        &[
+            "tests.text.perplexity.rows: data/data/text/validation.parquet: made with another tokenizer than that of `pretrain`; give `sources`",
+            "tests.things.generation.prompts: the tokenizer of `pretrain` has no chat template, so no conversation can be held",
+            "name one that has with models.pretrain.tokenizer",
+            "tests.drift.divergence.reference: `pretrain` has other tokens than `sft`, so their probabilities cannot be compared",
+        ],
+    );
+    let reward = format!("tests.requests.score.reward_model={}", other.display());
+    refused(&[&reward], &["tests.requests.score.reward_model: "]);
+}
+
+#[test]
+fn weights_in_4_bits_and_bottlenecks_are_measured() {
+    let yard = yard(READS);
+    let dir = yard.path();
+    let bottleneck = [
+        "peft.method={bottleneck={size=4,activation=\"relu\",place=\"pfeiffer\"}}",
+        "train.steps=5",
+        "out=bottleneck",
+    ];
+    stage("peft", dir).args(sets(&bottleneck)).succeed().unwrap();
+    let both = ["models.peft.path=bottleneck", "models.sft.quantization={quant_type=\"nf4\"}"];
+    stage("evaluate", dir).args(sets(&both)).succeed().unwrap();
+    let (now, whole) = (found(&dir.join("evaluate")), found(&FINISHED.join("evaluate")));
+    let loss = |of: &Evaluation, model: &str| number(of, model, "text", "loss").value;
+    let (coarse, fine) = (loss(&now, "sft"), loss(&whole, "sft"));
+    assert!(coarse != fine && (coarse / fine - 1.0).abs() < 0.2, "{coarse} {fine}");
+    assert_ne!(loss(&now, "peft"), loss(&whole, "peft"));
+    assert_eq!(loss(&now, "pretrain"), loss(&whole, "pretrain"));
+    let parameters =
+        |name: &str| now.models.iter().find(|own| own.name == name).unwrap().parameters;
+    assert!(parameters("peft") > parameters("sft"));
+}
+
+#[test]
 fn wrong_records_name_file_and_row() {
     let yard = yard(READS);
     let dir = yard.path();

@@ -68,6 +68,21 @@ fn chrf_is_that_of_sacrebleu() {
 }
 
 #[test]
+fn the_counts_of_a_corpus_can_be_summed_elsewhere() {
+    let mut corpus = chrf::Statistics::default();
+    let mut sums = [0; chrf::COUNTS];
+    for row in &fixture().rows {
+        let statistics = chrf::Statistics::new(&row.prediction, &row.references());
+        assert_eq!(chrf::Statistics::from_counts(&statistics.counts()), statistics, "{}", row.name);
+        sums.iter_mut().zip(statistics.counts()).for_each(|(sum, count)| *sum += count);
+        corpus.add(&statistics);
+    }
+    assert_eq!(chrf::Statistics::from_counts(&sums), corpus);
+    // "ab" of "ac": of one character 2, 2 and 1; of two 1, 1 and none.
+    assert_eq!(chrf::Statistics::new("ab", &["ac"]).counts()[..7], [2, 2, 1, 1, 1, 0, 0]);
+}
+
+#[test]
 fn answers_are_compared_as_squad_does() {
     for row in fixture().rows {
         let exact = answer::exact_match(&row.prediction, &row.references());
