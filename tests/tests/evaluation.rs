@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use artifact::evaluation::Evaluation;
@@ -27,7 +28,8 @@ fn config(stride: u64, batch_tokens: usize) -> String {
     );
     for name in MODELS {
         let path = fixtures::parity("evaluation").join(name).join("model");
-        out += &format!("[models.{name}]\npath = {:?}\n", path.display().to_string());
+        let path = path.display().to_string();
+        writeln!(out, "[models.{name}]\npath = {path:?}").unwrap();
     }
     // The last table is that of the second model.
     out + &format!("parent = {:?}\n", MODELS[0])

@@ -34,7 +34,7 @@ pub(crate) enum Work {
     Generation(generation::Work),
     Choice(choice::Work),
     Preference(preference::Work),
-    Safety(safety::Work),
+    Safety(Box<safety::Work>),
     Score(Box<score::Work>),
     Divergence(divergence::Work),
 }
@@ -85,7 +85,7 @@ impl Exam {
         }
         if let Some(table) = safety {
             let work = safety::Work::plan(&of("safety"), table, rows, &own, problems);
-            found.push(work.map(Work::Safety));
+            found.push(work.map(|work| Work::Safety(Box::new(work))));
         }
         if let Some(table) = score {
             let work = score::Work::plan(&of("score"), table, rows, &own, problems);

@@ -30,7 +30,7 @@ mod plan;
 mod results;
 mod subject;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -137,7 +137,7 @@ fn take_all(ctx: &Context, plan: &Plan, device: Device, parts: &Path) -> anyhow:
     Ok(outcomes)
 }
 
-fn read_part(path: &PathBuf) -> anyhow::Result<Outcome> {
+fn read_part(path: &Path) -> anyhow::Result<Outcome> {
     let text = fs_err::read_to_string(path)?;
     let part = serde_json::from_str(&text);
     part.with_context(|| format!("{}: not a part of this run", path.display()))

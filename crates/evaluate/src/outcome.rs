@@ -61,7 +61,9 @@ impl Outcome {
 
     /// Forgets tokens that nothing needs any more.
     pub(crate) fn without_ids(mut self) -> Self {
-        self.answers.iter_mut().for_each(|answer| answer.ids.clear());
+        for answer in &mut self.answers {
+            answer.ids.clear();
+        }
         self
     }
 }

@@ -1,6 +1,6 @@
 //! Questions with several answers, of which a model finds one the most probable.
 //!
-//! As EleutherAI's lm-evaluation-harness has it: `accuracy` (its `acc`) takes the choice with the highest sum of
+//! As lm-evaluation-harness has it: `accuracy` (its `acc`) takes the choice with the highest sum of
 //! log-probabilities behind the question, `accuracy_norm` (its `acc_norm`, and `acc_bytes` where the two differ) the one with the
 //! highest sum over the choice's UTF-8 bytes; of equal ones the first. Blanks at the end of a question belong to the choice,
 //! and the choice's tokens are those of question and choice together behind the question's own.
@@ -8,7 +8,7 @@
 //! Through the chat template (`chat`, and always for `prompts`) the question is the user's turn, and a choice is the answer with the
 //! token that ends it, so that one that is the beginning of another is told apart.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use artifact::evaluation::Better;
@@ -79,7 +79,7 @@ impl Work {
             }
             let (count, most) = (all.len(), table.max_items);
             let taken = all.into_iter().enumerate().filter(|(at, _)| is_taken(*at, count, most));
-            let inputs = source.inputs().iter().map(|path| path.to_path_buf()).collect();
+            let inputs = source.inputs().into_iter().map(Path::to_path_buf).collect();
             (of("sources"), inputs, taken.map(|(_, question)| question).collect())
         };
         if !problems.check(!questions.is_empty(), &name, "has no question") {

@@ -153,10 +153,10 @@ pub(crate) fn by_task_and_language(metric: &Metric, asked: &[Asked]) -> Vec<Metr
     let mut parts = metric.by_parts(asked.iter().map(|asked| Some(asked.language.code())));
     let tasks = metric.by_parts(asked.iter().map(|asked| asked.row.task.as_deref()));
     // A task may be called as a language is.
-    tasks.into_iter().for_each(|task| {
+    for task in tasks {
         if parts.iter().all(|part| part.name != task.name) {
             parts.push(task);
         }
-    });
+    }
     parts
 }

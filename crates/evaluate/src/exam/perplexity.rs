@@ -9,7 +9,7 @@
 //! token is predicted too; no token for the end is added. Bits per byte divide by the UTF-8 bytes of the text, and of token
 //! rows by the bytes behind the tokens that count; special tokens are none.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use artifact::evaluation::{Better, Unit};
 use artifact::tokens::TokenReader;
@@ -112,7 +112,7 @@ impl Work {
         match &self.texts {
             Texts::Rows(files) => files.clone(),
             Texts::Sources(source, _) => {
-                source.inputs().iter().map(|path| path.to_path_buf()).collect()
+                source.inputs().into_iter().map(Path::to_path_buf).collect()
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Whether a reward model scores the better of two answers higher.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use artifact::columns::{CHOSEN, REJECTED};
 use artifact::evaluation::{Better, Unit};
@@ -76,7 +76,7 @@ impl Work {
             let source =
                 problems.take(&of("sources"), Source::open(&table.sources, &table.read))?;
             let pairs = problems.take(&of("sources"), of_records(&source, table))?;
-            (source.inputs().iter().map(|path| path.to_path_buf()).collect(), pairs)
+            (source.inputs().into_iter().map(Path::to_path_buf).collect(), pairs)
         };
         let (count, mut place) = (pairs.len(), 0);
         pairs.retain(|_| {
