@@ -208,7 +208,6 @@ fn the_longest_common_subsequence_is_that_of_the_table() {
 
 /// Pairs of one's own, scored by `scripts/parity/text_metrics_pairs.py`: `TEMPER_TEXT_METRICS` names its output.
 #[test]
-#[expect(clippy::print_stdout, reason = "the largest differences are what it is run for")]
 fn pairs_of_ones_own_are_scored_as_the_peers_do() {
     let Ok(path) = std::env::var("TEMPER_TEXT_METRICS") else { return };
     let fixture: Fixture = serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap();
