@@ -109,19 +109,15 @@ impl Metric {
     }
 
     /// The same of each part that `parts` tells, where there are several.
-    pub(crate) fn by_parts<'a>(
-        &self,
-        parts: impl Iterator<Item = Option<&'a str>> + Clone,
-    ) -> Vec<Self> {
-        let mut names: Vec<&str> = parts.clone().flatten().collect();
+    pub(crate) fn by_parts(&self, parts: &[Option<&str>]) -> Vec<Self> {
+        let mut names: Vec<&str> = parts.iter().flatten().copied().collect();
         names.sort_unstable();
         names.dedup();
         if names.len() < 2 {
             return Vec::new();
         }
-        let of =
-            |name: &&str| self.of_part(name, parts.clone().map(|own| own == Some(*name)).collect());
-        names.iter().map(of).collect()
+        let only = |name: &str| parts.iter().map(|own| *own == Some(name)).collect();
+        names.into_iter().map(|name| self.of_part(name, only(name))).collect()
     }
 
     /// What was counted of an item, in the order of the columns; nothing where it does not count.

@@ -183,5 +183,4 @@ fn of_group(
 }
 
 #[cfg(test)]
-#[path = "results_tests.rs"]
 mod tests;

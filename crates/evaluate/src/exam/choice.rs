@@ -23,6 +23,7 @@ use serde_json::Value;
 use stage::{Context, Problems, Progress};
 use training::branches;
 
+use super::generation::by_both;
 use crate::asked::{self, Asked, is_taken};
 use crate::config::Choice;
 use crate::outcome::{Answer, Metric, Outcome};
@@ -170,16 +171,11 @@ impl Work {
         let accuracy = Metric::share("accuracy", "right", Better::Higher);
         let mut metrics = vec![accuracy.clone()];
         metrics.push(Metric::share("accuracy_norm", "right_norm", Better::Higher));
-        let languages =
-            self.questions.iter().map(|question| Some(Language::of(&question.text).code()));
-        metrics.extend(accuracy.by_parts(languages));
-        let tasks =
-            accuracy.by_parts(self.questions.iter().map(|question| question.task.as_deref()));
-        for task in tasks {
-            if metrics.iter().all(|metric| metric.name != task.name) {
-                metrics.push(task);
-            }
-        }
+        let all = &self.questions;
+        let languages: Vec<_> =
+            all.iter().map(|own| Some(Language::of(&own.text).code())).collect();
+        let tasks: Vec<_> = all.iter().map(|own| own.task.as_deref()).collect();
+        metrics.extend(by_both(&accuracy, &languages, &tasks));
         metrics
     }
 }
@@ -356,5 +352,4 @@ fn drawn(
 }
 
 #[cfg(test)]
-#[path = "choice_tests.rs"]
 mod tests;

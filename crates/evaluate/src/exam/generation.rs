@@ -150,8 +150,19 @@ fn chrf_of(sums: &[f64]) -> f64 {
 
 /// A metric again for each language and each task, where there are several.
 pub(crate) fn by_task_and_language(metric: &Metric, asked: &[Asked]) -> Vec<Metric> {
-    let mut parts = metric.by_parts(asked.iter().map(|asked| Some(asked.language.code())));
-    let tasks = metric.by_parts(asked.iter().map(|asked| asked.row.task.as_deref()));
+    let languages: Vec<_> = asked.iter().map(|asked| Some(asked.language.code())).collect();
+    let tasks: Vec<_> = asked.iter().map(|asked| asked.row.task.as_deref()).collect();
+    by_both(metric, &languages, &tasks)
+}
+
+/// The same of languages and tasks.
+pub(crate) fn by_both(
+    metric: &Metric,
+    languages: &[Option<&str>],
+    tasks: &[Option<&str>],
+) -> Vec<Metric> {
+    let mut parts = metric.by_parts(languages);
+    let tasks = metric.by_parts(tasks);
     // A task may be called as a language is.
     for task in tasks {
         if parts.iter().all(|part| part.name != task.name) {

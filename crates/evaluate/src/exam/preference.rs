@@ -162,7 +162,8 @@ impl Work {
         let accuracy = Metric::share("accuracy", "right", Better::Higher);
         let mut metrics = vec![accuracy.clone()];
         metrics.push(Metric::mean("margin", "margin", Unit::Score, Better::Neither));
-        metrics.extend(accuracy.by_parts(self.pairs.iter().map(|pair| pair.task.as_deref())));
+        let tasks: Vec<_> = self.pairs.iter().map(|pair| pair.task.as_deref()).collect();
+        metrics.extend(accuracy.by_parts(&tasks));
         metrics
     }
 }

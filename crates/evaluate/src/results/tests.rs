@@ -119,10 +119,10 @@ fn a_comparison_is_over_the_items_that_both_have() {
 fn parts_are_made_where_there_are_several() {
     let parts = [Some("ko"), Some("en"), None, Some("ko")];
     let names: Vec<String> =
-        share().by_parts(parts.into_iter()).into_iter().map(|metric| metric.name).collect();
+        share().by_parts(&parts).into_iter().map(|metric| metric.name).collect();
     assert_eq!(names, ["accuracy/en", "accuracy/ko"]);
     let own = outcome(&[("right", &all(&[1.0, 0.0, 1.0, 0.0]))]);
-    let ko = &share().by_parts(parts.into_iter())[1];
+    let ko = &share().by_parts(&parts)[1];
     assert_eq!(one(ko, &own).value, 0.5);
-    assert!(share().by_parts([Some("ko"), None, Some("ko")].into_iter()).is_empty());
+    assert!(share().by_parts(&[Some("ko"), None, Some("ko")]).is_empty());
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::*;
 
 fn record(fields: &Value) -> Record {
-    let file: Arc<std::path::Path> = Arc::from(std::path::Path::new("q.jsonl"));
+    let file: Arc<Path> = Arc::from(Path::new("q.jsonl"));
     Record { fields: fields.as_object().unwrap().clone(), origin: Origin { file, row: 3 } }
 }
 
