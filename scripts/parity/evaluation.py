@@ -16,12 +16,13 @@ from models import randomise
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedModel
 from transformers import AutoModelForCausalLM
 
-POSITIONS, STRIDE = 48, 20
+POSITIONS, STRIDE = 64, 24
 
 TEXTS = [
     "The cat sat on the mat.",
     "민수는 사과를 세 개 가지고 있어요. 지원이는 배를 두 개 샀어요. 고양이가 마당에서 놀고 있습니다. 강아지는 공원에서 달리고 있습니다.",
     "x",
+    "An old sailor told us of whales and of storms, of far islands where nobody sleeps. " * 3,
     "Minsu has three apples and two pears. He gave one apple to Jiwon. " * 6,
     "mixed 한국어와 English를 1234567.89원 섞어 쓴 문장, isn't it? 😀",
     "\u1100\u1161\u11a8 as conjoining jamo",
@@ -33,7 +34,7 @@ QUESTIONS: list[dict[str, Any]] = [
     {"query": "Jiwon bought", "choices": ["seven plums", "some bread and a cat", "빵"], "gold": 1},
     {"query": "수지는 학교에서", "choices": ["책을 읽었어요.", "노래를 불렀어요.", "잤다"], "gold": 2},
     {"query": "My dog barks at ", "choices": ["us all.", "night!"], "gold": 1},
-    {"question": "어제 저녁에는", "choices": ["눈이 왔다.", "바람이 세게 불었어요. It was cold outside"], "answer": 0},
+    {"question": "어제 저녁에는", "choices": ["눈이 왔다.", "바람이 불었어요. Cold!"], "answer": 0},
     {
         "question": "Which fruit is yellow", "answerKey": "B",
         "choices": {"text": ["a plum?", "banana", "포도"], "label": ["A", "B", "C"]},
@@ -117,7 +118,7 @@ def choices(model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
         sums = []
         for option in options:
             context, continuation = encode_pair(tokenizer, query, f" {option}")
-            assert continuation, (query, option)
+            assert continuation and len(context) + len(continuation) <= POSITIONS, (query, option)
             with torch.no_grad():
                 logits = model(torch.tensor([context + continuation])).logits[0].double()
             logprobs = logits.log_softmax(-1)[len(context) - 1 : -1]

@@ -75,7 +75,9 @@ impl Subject {
         }
         let found = found?;
         let scores = found.config.head == Head::Score;
-        problems.check(scores, key, model::Error::NoScore).then_some(found)
+        let shown = found.table.path.display();
+        let what = format_args!("{shown}: {}", model::Error::NoScore).to_string();
+        problems.check(scores, key, what).then_some(found)
     }
 
     /// Reads the weights, to use and not to train.

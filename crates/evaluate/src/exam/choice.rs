@@ -76,7 +76,7 @@ impl Work {
             let mut all = Vec::new();
             for record in source.records() {
                 let record = problems.take(&of("sources"), record)?;
-                all.push(problems.take(&of("sources"), Question::read(&record, table.chat))?);
+                all.push(problems.take(&of("sources"), told(Question::read(&record, table.chat)))?);
             }
             let (count, most) = (all.len(), table.max_items);
             let taken = all.into_iter().enumerate().filter(|(at, _)| is_taken(*at, count, most));
@@ -89,7 +89,7 @@ impl Work {
         let work = Self { table, inputs, questions };
         for subject in takers {
             for question in &work.questions {
-                problems.take(&name, work.encode(subject, question))?;
+                problems.take(&name, told(work.encode(subject, question)))?;
             }
         }
         Some(work)
@@ -178,6 +178,11 @@ impl Work {
         metrics.extend(by_both(&accuracy, &languages, &tasks));
         metrics
     }
+}
+
+/// An error with all its causes, in a line.
+fn told<T>(result: anyhow::Result<T>) -> Result<T, String> {
+    result.map_err(|error| format!("{error:#}"))
 }
 
 /// Puts a question into a row, its prompt once where all choices follow the same.
