@@ -39,7 +39,7 @@ QUESTIONS: list[dict[str, Any]] = [
         "question": "Which fruit is yellow", "answerKey": "B",
         "choices": {"text": ["a plum?", "banana", "포도"], "label": ["A", "B", "C"]},
     },
-    {"ctx": "할머니가 부엌에서", "endings": ["국을 끓이셨다.", "주무셨다", "z", "12,345번 웃으셨다."], "label": "3"},
+    {"ctx": "할머니가 부엌에서", "endings": ["국을 끓이셨다.", "주무셨다", "plums", "12,345번 웃으셨다."], "label": "3"},
     {"query": "", "choices": ["Her hat", "보라는"], "gold": 0},
 ]
 
