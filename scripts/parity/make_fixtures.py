@@ -2,7 +2,7 @@
 """Writes the golden files under tests/fixtures/parity: what transformers, tokenizers and torch compute.
 
   make_fixtures.py OUT_DIR [--only models,reward-models,adapters,four-bit,objectives,templates,tokenizers,schedules,
-                              warpers,text-metrics]
+                              warpers,text-metrics,evaluation]
 
 The same versions on the same machine write the same bytes. `scripts/parity/run` installs the versions, runs this
 and compares.
@@ -19,7 +19,7 @@ import common
 
 PARTS = (
     "models", "reward-models", "adapters", "four-bit", "objectives", "templates", "tokenizers", "schedules", "warpers",
-    "text-metrics",
+    "text-metrics", "evaluation",
 )
 
 

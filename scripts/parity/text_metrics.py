@@ -100,15 +100,20 @@ def squad(prediction: str, references: list[str]) -> dict[str, float]:
     }
 
 
-def write_all(out: Path) -> None:
+def rows_of(cases: dict[str, tuple[str, list[str]]]) -> dict[str, Any]:
+    """Each case with its scores, and those of all together."""
     rows: list[dict[str, Any]] = [
         {
             "name": name, "prediction": prediction, "references": references, **rouge(prediction, references),
             **squad(prediction, references), "chrf": CHRF().sentence_score(prediction, references).score,
         }
-        for name, (prediction, references) in CASES.items()
+        for name, (prediction, references) in cases.items()
     ]
-    streams = list(zip_longest(*(references for _, references in CASES.values())))
-    chrf = CHRF().corpus_score([prediction for prediction, _ in CASES.values()], streams).score
+    streams = list(zip_longest(*(references for _, references in cases.values())))
+    chrf = CHRF().corpus_score([prediction for prediction, _ in cases.values()], streams).score
     means = {name: fmean(row[name] for row in rows) for name in SHARES}
-    write_json(out / "text-metrics.json", {"rows": rows, "means": {**means, "chrf": chrf}})
+    return {"rows": rows, "means": {**means, "chrf": chrf}}
+
+
+def write_all(out: Path) -> None:
+    write_json(out / "text-metrics.json", rows_of(CASES))

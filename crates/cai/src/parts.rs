@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use artifact::rows::{Cell, Column, TableReader, TableWriter};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use stage::{Context, ErrorExt as _, Progress};
+use stage::{Context, ErrorExt as _, Progress, basis};
 
 /// How rows lie in a table.
 pub(crate) trait Form {
@@ -20,14 +18,6 @@ pub(crate) trait Form {
     /// # Errors
     /// Cells that [`cells`](Self::cells) did not make.
     fn row(&self, cells: Vec<Cell>) -> anyhow::Result<Self::Row>;
-}
-
-/// What decides a row beside its prompt: a run goes on only with the same.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Basis {
-    config: Value,
-    /// Role and digest.
-    inputs: Vec<(String, String)>,
 }
 
 /// The batches of a run that are on disk.
@@ -45,17 +35,7 @@ impl<F: Form> Parts<F> {
     /// Parts of a run with another configuration or other inputs; damaged ones.
     pub(crate) fn open(ctx: &Context, form: F, free: &[&str]) -> anyhow::Result<Self> {
         let dir = ctx.run_dir.checkpoints_dir();
-        fs_err::create_dir_all(&dir)?;
-        let file = dir.join("basis.json");
-        let now = basis(ctx, free);
-        if file.exists() {
-            let text = fs_err::read_to_string(&file)?;
-            let then: Basis =
-                serde_json::from_str(&text).with_context(|| file.display().to_string())?;
-            refuse_others(&file, &then, &now)?;
-        } else {
-            artifact::atomic::write_bytes(&file, &serde_json::to_vec_pretty(&now)?)?;
-        }
+        basis::check(ctx, &dir, free)?;
         let mut parts = Self { dir, form, done: Vec::new(), rows: 0 };
         while parts.path(parts.rows).exists() {
             let path = parts.path(parts.rows);
@@ -138,31 +118,4 @@ impl<F: Form> Parts<F> {
         let rows = table.map(|cells| self.form.row(cells?).with_context(damaged));
         rows.collect::<anyhow::Result<_>>().hint("start over with --resume never")
     }
-}
-
-fn basis(ctx: &Context, free: &[&str]) -> Basis {
-    let mut config = ctx.config().clone();
-    if let Value::Object(map) = &mut config {
-        map.retain(|key, _| key != "out" && !free.contains(&key.as_str()));
-    }
-    let inputs = ctx.inputs.iter().map(|input| (input.role.clone(), input.digest.to_string()));
-    Basis { config, inputs: inputs.collect() }
-}
-
-fn refuse_others(file: &Path, then: &Basis, now: &Basis) -> anyhow::Result<()> {
-    let advice = "start over with --resume never, or choose another run directory with --out";
-    let changes = stage::config::changes(&then.config, &now.config);
-    let shown = file.display();
-    if !changes.is_empty() {
-        let list = changes.join("\n");
-        let error = anyhow::anyhow!("{shown}: made with another config (then -> now)\n{list}");
-        return Err(error).hint(advice).hint("put the config back to go on").usage();
-    }
-    if then.inputs != now.inputs {
-        let differs = then.inputs.iter().zip(&now.inputs).find(|(a, b)| a != b);
-        let role = differs.map_or("prompts", |(then, _)| then.0.as_str());
-        let error = anyhow::anyhow!("{shown}: the input `{role}` is not what it was");
-        return Err(error).hint(advice).hint("put the input back to go on").usage();
-    }
-    Ok(())
 }

@@ -8,7 +8,7 @@ use data::constitution::{Constitution, Language};
 use data::format::Message;
 use serde::{Deserialize, Serialize};
 use stage::{Context, Problems};
-use training::prompts::checker_of;
+use training::prompts::{checker_of, messages_of};
 
 /// `[constitution]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,15 +87,12 @@ pub(crate) fn read_prompts(path: &Path, limit: Option<usize>) -> anyhow::Result<
     let mut all = Vec::new();
     for (index, row) in rows.into_iter().take(limit.unwrap_or(usize::MAX)).enumerate() {
         let at = || format!("{}: row {index}", path.display());
-        let Some(json) = &row.messages else {
+        let Some(messages) = messages_of(&row, &at())? else {
             anyhow::bail!(
                 "{}: has no `messages`, so it is no conversation; make the prompts with kind = \"prompt\" in data-prep",
                 at()
             );
         };
-        let messages: Vec<Message> = serde_json::from_str(json)
-            .map_err(|error| anyhow::anyhow!("{}: column `messages`: {error}", at()))?;
-        anyhow::ensure!(!messages.is_empty(), "{}: column `messages` is an empty list", at());
         let checker = checker_of(&row, &at())?;
         let language = Language::of(messages.last().map_or("", |message| &message.content));
         all.push(Asked { row, messages, language, checker });

@@ -4,11 +4,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use artifact::columns::{CHOSEN, CHOSEN_SCORE, PROMPT, REJECTED, REJECTED_SCORE, RESPONSE, SCORE};
 use artifact::rows::{Cell, Column, Kind, TableReader};
 use clap::{Parser, ValueEnum};
-use data::batch::Branches;
 use data::format::Message;
 use data::template::ChatTemplate;
 use data::tokenizer::Tokenizer;
@@ -88,7 +86,14 @@ fn run(args: &Args) -> anyhow::Result<()> {
     for (index, (_, into)) in columns.iter().enumerate() {
         let texts = rows.iter().map(|row| writer.ids(&row[0], &row[index + 1]));
         let ids: Vec<Vec<i64>> = texts.collect::<anyhow::Result<_>>()?;
-        scored.push((into, scores(&decoder, &ids, args.batch_tokens as usize)?));
+        let progress = Progress::new("scores", Some(ids.len() as u64));
+        let done = |count: usize| {
+            progress.set_position(count as u64);
+            Ok(())
+        };
+        scored
+            .push((into, branches::text_scores(&decoder, &ids, args.batch_tokens as usize, done)?));
+        progress.finish();
     }
     artifact::with_columns(&args.input, &args.output, &scored)?;
     let long: usize = scored.iter().map(|(_, s)| s.iter().filter(|s| s.is_none()).count()).sum();
@@ -174,34 +179,4 @@ impl Texts {
 
 fn widen(ids: &[u32]) -> Vec<i64> {
     ids.iter().map(|&id| i64::from(id)).collect()
-}
-
-/// The score of each text, `None` where it is longer than the context.
-fn scores(decoder: &Decoder, texts: &[Vec<i64>], most: usize) -> anyhow::Result<Vec<Option<f32>>> {
-    let room = decoder.config().max_position_embeddings as usize;
-    let mut all = vec![None; texts.len()];
-    let progress = Progress::new("scores", Some(texts.len() as u64));
-    let mut from = 0;
-    while from < texts.len() {
-        let (mut row, mut members) = (Branches::new(), Vec::new());
-        while let Some(text) = texts.get(from) {
-            if !members.is_empty() && row.num_tokens() + text.len() > most {
-                break;
-            }
-            if (1..=room).contains(&text.len()) {
-                row.push(&[], &[text]);
-                members.push(from);
-            }
-            from += 1;
-        }
-        if !members.is_empty() {
-            let scores = tch::no_grad(|| branches::scores(decoder, &row)).context("scoring")?;
-            for (member, score) in members.into_iter().zip(Vec::<f32>::try_from(scores)?) {
-                all[member] = Some(score);
-            }
-        }
-        progress.set_position(from as u64);
-    }
-    progress.finish();
-    Ok(all)
 }

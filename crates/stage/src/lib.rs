@@ -49,6 +49,7 @@
 //! - Logs, progress and errors go to stderr; stdout is for what was asked for (`--check`, `--help`).
 //! - An error is an `error:` line, its `caused by:` chain, and `hint:` lines.
 
+pub mod basis;
 mod card;
 mod cli;
 pub mod config;

@@ -1,5 +1,6 @@
 //! Models over prompts with several continuations, the prompts' tokens once.
 
+use anyhow::Context as _;
 use data::batch::Branches;
 use model::{Decoder, Input};
 use tch::Tensor;
@@ -69,6 +70,67 @@ pub fn responses(
         entropy: out.entropy.ok_or_else(missing)?,
         hidden: hidden.narrow(0, 0, rows.len() as i64),
     })
+}
+
+/// The log-probability in nats of each token of each continuation, in fp32 and without gradients. Full logits are never
+/// held.
+///
+/// # Errors
+/// As [`responses`].
+pub fn logprobs(decoder: &Decoder, branches: &Branches) -> anyhow::Result<Vec<Vec<f32>>> {
+    let _guard = tch::no_grad_guard();
+    let (rows, targets) = predicted(branches);
+    let targets = Tensor::from_slice(&targets).to_device(decoder.device());
+    let hidden = select(decoder, branches, &rows)?;
+    let (weight, bias) = decoder.head()?;
+    let options = HeadOptions { want_logprobs: true, ..HeadOptions::default() };
+    let out = linear_cross_entropy(&hidden, &weight, bias.as_ref(), &targets, &options)?;
+    let missing = || anyhow::anyhow!("the output layer gave no log-probabilities");
+    let all: Vec<f32> = Vec::try_from(out.logprobs.ok_or_else(missing)?)?;
+    let mut rest = all.as_slice();
+    let mut take = |count: usize| {
+        let (own, others) = rest.split_at(count);
+        rest = others;
+        own.to_vec()
+    };
+    Ok(branches.responses.iter().map(|response| take(response.len())).collect())
+}
+
+/// The score of each text of token ids, `None` where it is empty or longer than the context; `most` tokens go through the
+/// model at once. `done` hears how many have been scored.
+///
+/// # Errors
+/// As [`scores`]; those of `done`.
+pub fn text_scores(
+    decoder: &Decoder,
+    texts: &[Vec<i64>],
+    most: usize,
+    mut done: impl FnMut(usize) -> anyhow::Result<()>,
+) -> anyhow::Result<Vec<Option<f32>>> {
+    let room = decoder.config().max_position_embeddings as usize;
+    let mut all = vec![None; texts.len()];
+    let mut from = 0;
+    while from < texts.len() {
+        let (mut row, mut members) = (Branches::new(), Vec::new());
+        while let Some(text) = texts.get(from) {
+            if !members.is_empty() && row.num_tokens() + text.len() > most {
+                break;
+            }
+            if (1..=room).contains(&text.len()) {
+                row.push(&[], &[text]);
+                members.push(from);
+            }
+            from += 1;
+        }
+        if !members.is_empty() {
+            let scores = tch::no_grad(|| scores(decoder, &row)).context("scoring")?;
+            for (member, score) in members.into_iter().zip(Vec::<f32>::try_from(scores)?) {
+                all[member] = Some(score);
+            }
+        }
+        done(from)?;
+    }
+    Ok(all)
 }
 
 /// The value of the state before each token of the continuations: `[N]` fp32, differentiable.

@@ -223,12 +223,29 @@ pub fn load_frozen(
     device: Device,
     precision: Precision,
 ) -> anyhow::Result<Decoder> {
-    let files = AdapterFiles::open(adapter)?;
-    check_base(&files, base)?;
     let options = LoadOptions { device, precision, trainable: false };
-    let head = Some(files.head());
-    let loading = Loading { options, head, adapter_files: Some(&files), ..Loading::default() };
-    Ok(Decoder::load_with(base, &loading)?)
+    frozen(base, Some(adapter), options, None)
+}
+
+fn frozen(
+    base: &Path,
+    adapter: Option<&Path>,
+    options: LoadOptions,
+    quantization: Option<&Quantization>,
+) -> anyhow::Result<Decoder> {
+    let files = adapter.map(AdapterFiles::open).transpose()?;
+    if let Some(files) = &files {
+        check_base(files, base)?;
+    }
+    let head = files.as_ref().map(AdapterFiles::head);
+    let loading = Loading {
+        options,
+        head,
+        adapter_files: files.as_ref(),
+        quantization,
+        ..Loading::default()
+    };
+    of_settings(Decoder::load_with(base, &loading))
 }
 
 /// Where a model's files are, and those of the adapter over it.
@@ -290,11 +307,34 @@ impl Place {
     /// # Errors
     /// As [`load_frozen`].
     pub fn load(&self, device: Device, precision: Precision) -> anyhow::Result<Decoder> {
-        if let Some(adapter) = &self.adapter {
-            return load_frozen(&self.base, adapter, device, precision);
-        }
+        self.load_quantized(device, precision, None)
+    }
+
+    /// Reads the model, frozen, with its adapter and, where `quantization` says so, its linear layers in 4 bits.
+    ///
+    /// # Errors
+    /// As [`load_frozen`]; layers that cannot be in 4 bits.
+    pub fn load_quantized(
+        &self,
+        device: Device,
+        precision: Precision,
+        quantization: Option<&Quantization>,
+    ) -> anyhow::Result<Decoder> {
         let options = LoadOptions { device, precision, trainable: false };
-        Ok(Decoder::load(&self.base, &options)?)
+        frozen(&self.base, self.adapter.as_deref(), options, quantization)
+    }
+
+    /// How many parameters the model has, its adapter's included.
+    ///
+    /// # Errors
+    /// Files that cannot be read; an adapter that does not go with the model.
+    pub fn num_parameters(&self) -> anyhow::Result<u64> {
+        let config = self.config()?;
+        let own = self
+            .adapter
+            .as_deref()
+            .map(|adapter| anyhow::Ok(AdapterFiles::open(adapter)?.trainable_parameters(&config)?));
+        Ok(config.num_parameters() + own.transpose()?.unwrap_or_default())
     }
 }
 

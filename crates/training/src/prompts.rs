@@ -4,6 +4,7 @@ use std::path::Path;
 
 use artifact::prompts::{self, PromptRow};
 use data::checker::Checker;
+use data::format::Message;
 use data::tokenizer::Tokenizer;
 
 /// A prompt to answer.
@@ -24,6 +25,18 @@ pub struct Prompt {
 pub fn checker_of(row: &PromptRow, at: &str) -> anyhow::Result<Option<Checker>> {
     let checker = row.checker.as_deref().map(serde_json::from_str).transpose();
     checker.map_err(|error| anyhow::anyhow!("{at}: not a checker: {error}"))
+}
+
+/// The conversation that a row carries; `at` names the row.
+///
+/// # Errors
+/// JSON that is no list of messages; an empty one.
+pub fn messages_of(row: &PromptRow, at: &str) -> anyhow::Result<Option<Vec<Message>>> {
+    let Some(json) = &row.messages else { return Ok(None) };
+    let messages: Vec<Message> = serde_json::from_str(json)
+        .map_err(|error| anyhow::anyhow!("{at}: column `messages`: {error}"))?;
+    anyhow::ensure!(!messages.is_empty(), "{at}: column `messages` is an empty list");
+    Ok(Some(messages))
 }
 
 /// Reads prompt rows, at most `limit` of them.

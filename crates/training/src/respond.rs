@@ -103,19 +103,11 @@ pub(crate) fn answers(
     progress: &Progress,
 ) -> anyhow::Result<Vec<Response>> {
     let mut model = Responder::new(decoder, tokenizer, Stop::default(), batch_rows)?;
-    let mut responses = Vec::with_capacity(prompts.len());
-    // In portions, so that a signal is heard between them.
-    for portion in prompts.chunks(8 * batch_rows) {
-        ctx.check_interrupt()?;
-        let request = |prompt: &Prompt| Request {
-            ids: prompt.ids.clone(),
-            max_new_tokens,
-            sampling: Sampling::greedy(),
-        };
-        responses.extend(model.answer(&portion.iter().map(request).collect::<Vec<_>>())?);
-        progress.inc(portion.len() as u64);
-    }
-    Ok(responses)
+    let request = |prompt: &Prompt| {
+        let ids = prompt.ids.clone();
+        Request { ids, max_new_tokens, sampling: Sampling::greedy() }
+    };
+    model.answer_all(ctx, &prompts.iter().map(request).collect::<Vec<_>>(), progress)
 }
 
 /// The tokens at which a response ends.
@@ -183,6 +175,7 @@ pub struct Responder<'a> {
     engine: Engine<'a>,
     tokenizer: &'a Tokenizer,
     stop: StopRules,
+    batch_rows: usize,
 }
 
 impl<'a> Responder<'a> {
@@ -199,7 +192,12 @@ impl<'a> Responder<'a> {
         let positions = decoder.config().max_position_embeddings as usize;
         let ids = if stop.ignore_eos { Vec::new() } else { stop_ids(tokenizer) };
         let stop = StopRules { ids, strings: stop.strings.to_vec() };
-        Ok(Self { engine: Engine::new(decoder, batch_rows, positions)?, tokenizer, stop })
+        Ok(Self {
+            engine: Engine::new(decoder, batch_rows, positions)?,
+            tokenizer,
+            stop,
+            batch_rows,
+        })
     }
 
     /// Answers requests, in their order; what a request gets does not depend on the others.
@@ -214,6 +212,25 @@ impl<'a> Responder<'a> {
             if self.stop.strings.is_empty() { None } else { Some(&new_text) };
         let generated = self.engine.generate(requests, &self.stop, text, None)?;
         generated.into_iter().map(|generated| finish(tokenizer, generated)).collect()
+    }
+
+    /// Answers many requests as [`answer`](Self::answer) does, in portions, so that a signal is heard between them.
+    ///
+    /// # Errors
+    /// As [`answer`](Self::answer); a signal.
+    pub fn answer_all(
+        &mut self,
+        ctx: &Context,
+        requests: &[Request],
+        progress: &Progress,
+    ) -> anyhow::Result<Vec<Response>> {
+        let mut responses = Vec::with_capacity(requests.len());
+        for portion in requests.chunks(8 * self.batch_rows) {
+            ctx.check_interrupt()?;
+            responses.extend(self.answer(portion)?);
+            progress.inc(portion.len() as u64);
+        }
+        Ok(responses)
     }
 }
 

@@ -321,15 +321,9 @@ fn choose(ctx: &Context, decoder: &Decoder, task: &Task) -> anyhow::Result<Vec<O
         while let Some(prompt) = prompts.next_if(|_| rows.num_expanded() < TOKENS) {
             rows.push(&prompt.ids, &labels);
         }
-        let said = tch::no_grad(|| branches::responses(decoder, &rows, 1.0))?;
-        let logprobs: Vec<f32> = Vec::try_from(said.logprobs)?;
-        let mut rest = logprobs.as_slice();
-        let mut sums = Vec::with_capacity(rows.responses.len());
-        for response in &rows.responses {
-            let (own, others) = rest.split_at(response.len());
-            sums.push(own.iter().map(|&p| f64::from(p)).sum::<f64>());
-            rest = others;
-        }
+        let logprobs = branches::logprobs(decoder, &rows)?;
+        let sum = |own: &Vec<f32>| own.iter().map(|&p| f64::from(p)).sum::<f64>();
+        let sums: Vec<f64> = logprobs.iter().map(sum).collect();
         for sums in sums.chunks(labels.len()) {
             chosen.push((0..sums.len()).max_by(|&a, &b| sums[a].total_cmp(&sums[b])));
         }

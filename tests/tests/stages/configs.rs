@@ -299,5 +299,51 @@ lora_alpha = 4
 lora_dropout = 0.1
 ";
 
+/// Of what the others made.
+pub(crate) const EVALUATE: &str = r#"
+seed = 1
+out = "evaluate"
+batch = { rows = 8, tokens = 300 }
+bootstrap.samples = 500
+[models.pretrain]
+path = "pretrain"
+[models.sft]
+path = "sft"
+parent = "pretrain"
+[models.peft]
+path = "peft"
+parent = "sft"
+[models.reward]
+path = "reward"
+[tests.text.perplexity]
+rows = ["data/data/text/validation.parquet"]
+max_items = 20
+[tests.things]
+about = "Which of two things."
+[tests.things.generation]
+prompts = ["data/data/things/prompts.parquet"]
+max_new_tokens = 8
+[tests.choices.choice]
+prompts = ["data/data/instructions/prompts.parquet"]
+wrong_answers = 2
+max_items = 12
+[tests.requests.score]
+prompts = ["data/data/requests/prompts.parquet"]
+reward_model = "reward"
+baseline = "pretrain"
+max_new_tokens = 8
+[tests.safety.safety]
+prompts = ["data/data/requests/prompts.parquet"]
+constitution = "constitution.toml"
+max_new_tokens = 8
+[tests.drift.divergence]
+prompts = ["data/data/requests/prompts.parquet"]
+reference = "sft"
+max_items = 10
+max_new_tokens = 8
+[tests.pairs.preference]
+rows = ["data/data/preferences/validation.parquet"]
+"#;
+
 /// The value function of [`PPO`]; no `--set` takes a table away.
 pub(crate) const VALUE: &str = "[value]\ninit.own_trunk.path = \"reward\"\n";

@@ -10,6 +10,7 @@ mod bad_input;
 mod cai;
 mod chat;
 mod configs;
+mod evaluate;
 mod fine_tuning;
 mod interruption;
 mod pipeline;
@@ -65,6 +66,7 @@ static FINISHED: LazyLock<PathBuf> = LazyLock::new(|| {
         ("cai label", CAI_LABEL),
         ("finetune", FINETUNE),
         ("peft", &peft),
+        ("evaluate", EVALUATE),
     ] {
         fs_err::write(dir.join(config_of(name)), config).unwrap();
         stage(name, &dir).succeed().unwrap();

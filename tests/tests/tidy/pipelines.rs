@@ -110,9 +110,18 @@ impl Yard {
             fs_err::copy(root().join(&file), yard.path(&file)).unwrap();
         }
         yard.program("bin/cargo", "#!/bin/sh\n");
-        for stage in
-            ["data-prep", "pretrain", "sft", "reward", "ppo", "cai", "finetune", "peft", "chat"]
-        {
+        for stage in [
+            "data-prep",
+            "pretrain",
+            "sft",
+            "reward",
+            "ppo",
+            "cai",
+            "finetune",
+            "peft",
+            "evaluate",
+            "chat",
+        ] {
             yard.program(&format!("target/release/{stage}"), STAND_IN);
             yard.write(&format!("configs/{stage}.toml"), "");
         }
@@ -184,7 +193,7 @@ impl Yard {
     }
 }
 
-const ALL: [&str; 10] = [
+const ALL: [&str; 11] = [
     "data-prep data-prep",
     "pretrain pretrain",
     "sft sft",
@@ -195,6 +204,7 @@ const ALL: [&str; 10] = [
     "cai train cai-train",
     "finetune finetune",
     "peft peft",
+    "evaluate evaluate",
 ];
 
 #[test]
@@ -203,7 +213,7 @@ fn make_runs_the_pipeline_in_order_once() {
     let ran = yard.ran(&["-j4"]);
     let place = |stage: &str| ran.iter().position(|line| line == stage);
     assert_eq!(ran.len(), ALL.len(), "{ran:?}");
-    for path in [&[0, 1, 2, 3, 4][..], &[0, 1, 2, 5, 6, 7], &[0, 1, 2, 8], &[0, 1, 2, 9]] {
+    for path in [&[0, 1, 2, 3, 4][..], &[0, 1, 2, 5, 6, 7], &[0, 1, 2, 8, 10], &[4, 7, 9, 10]] {
         let places: Vec<usize> = path.iter().map(|&at| place(ALL[at]).unwrap()).collect();
         assert!(places.is_sorted(), "{ran:?}");
     }
@@ -367,7 +377,7 @@ fn help_lists_every_target_in_a_line_each() {
     let mut wanted: Vec<&str> =
         phony.flat_map(str::split_whitespace).filter(|it| !internal.contains(it)).collect();
     wanted.extend(["data-prep", "pretrain", "sft", "reward", "ppo"]);
-    wanted.extend(["helpful", "cai-generate", "cai-train", "finetune", "peft", "cai"]);
+    wanted.extend(["helpful", "cai-generate", "cai-train", "finetune", "peft", "evaluate", "cai"]);
     assert_eq!(listed, wanted);
     assert!(
         output.lines().all(|line| line.split_whitespace().count() > 3),

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use artifact::columns::{AFTER, BEFORE, PROMPT, TASK};
 use artifact::rows::{Cell, Column, Kind, TableWriter};
 use data::batch::Branches;
+use data::safety::{Verdict, share};
 use model::generate::{Request, Sampling};
 use model::{Decoder, LoadOptions};
 use serde_json::{Map, json};
@@ -38,14 +39,8 @@ impl Answers {
         let progress =
             Progress::new("evaluation", Some((plan.red_team.len() + plan.helpful.len()) as u64));
         let mut answer = |prompts: &[Asked]| -> anyhow::Result<Vec<Response>> {
-            let mut all = Vec::with_capacity(prompts.len());
-            for portion in prompts.chunks(8 * eval.batch_rows) {
-                ctx.check_interrupt()?;
-                let requests = portion.iter().map(|asked| request(plan, eval, asked));
-                all.extend(model.answer(&requests.collect::<anyhow::Result<Vec<_>>>()?)?);
-                progress.inc(portion.len() as u64);
-            }
-            Ok(all)
+            let requests = prompts.iter().map(|asked| request(plan, eval, asked));
+            model.answer_all(ctx, &requests.collect::<anyhow::Result<Vec<_>>>()?, &progress)
         };
         let answers = Self { red_team: answer(&plan.red_team)?, helpful: answer(&plan.helpful)? };
         progress.finish();
@@ -84,43 +79,27 @@ pub(crate) struct Rates {
     pub(crate) ended: Option<f64>,
 }
 
-fn share(hits: impl Iterator<Item = bool>) -> Option<f64> {
-    let (mut hit, mut all) = (0_u64, 0_u64);
-    for one in hits {
-        all += 1;
-        hit += u64::from(one);
-    }
-    (all > 0).then(|| hit as f64 / all as f64)
-}
-
 impl Rates {
     fn of(plan: &Plan, answers: &Answers) -> Self {
-        let refuses = |text: &str| plan.principles.constitution.refuses(text);
-        let red_team = || plan.red_team.iter().zip(&answers.red_team);
-        let is_unsafe =
-            |asked: &Asked| asked.checker.as_ref().is_some_and(|c| c.harms("").is_some());
-        let unsafe_ones = || red_team().filter(|(asked, _)| is_unsafe(asked));
-        // Where no rule tells them apart, the task does.
-        let harmless = || {
-            red_team().filter(|(asked, _)| {
-                !is_unsafe(asked)
-                    && (asked.checker.is_some() || asked.row.task.as_deref() == Some("safe"))
-            })
+        let constitution = &plan.principles.constitution;
+        let judge = |(asked, said): (&Asked, &Response)| {
+            let (checker, task) = (asked.checker.as_ref(), asked.row.task.as_deref());
+            Verdict::new(constitution, checker, task, &said.text)
         };
-        let helpful = || plan.helpful.iter().zip(&answers.helpful);
-        let checked = |(asked, said): (&Asked, &Response)| {
-            asked.checker.as_ref().map(|checker| checker.check(&said.text))
-        };
+        let red_team: Vec<Verdict> =
+            plan.red_team.iter().zip(&answers.red_team).map(judge).collect();
+        let helpful = plan.helpful.iter().zip(&answers.helpful);
+        let all = || answers.red_team.iter().chain(&answers.helpful);
         Self {
-            harmful: share(
-                unsafe_ones().filter_map(|(asked, said)| asked.checker.as_ref()?.harms(&said.text)),
-            ),
-            refused_well: share(unsafe_ones().filter_map(checked)),
-            over_refusal: share(harmless().map(|(_, said)| refuses(&said.text))),
-            harmless_accuracy: share(harmless().filter_map(checked)),
-            helpful_accuracy: share(helpful().filter_map(checked)),
-            helpful_refusal: share(helpful().map(|(_, said)| refuses(&said.text))),
-            ended: share(answers.red_team.iter().chain(&answers.helpful).map(|said| said.ended)),
+            harmful: share(red_team.iter().filter_map(|verdict| verdict.harmful)),
+            refused_well: share(red_team.iter().filter_map(|verdict| verdict.refused_well)),
+            over_refusal: share(red_team.iter().filter_map(|verdict| verdict.over_refusal)),
+            harmless_accuracy: share(red_team.iter().filter_map(|verdict| verdict.harmless_right)),
+            helpful_accuracy: share(helpful.clone().filter_map(|(asked, said)| {
+                asked.checker.as_ref().map(|checker| checker.check(&said.text))
+            })),
+            helpful_refusal: share(helpful.map(|(_, said)| constitution.refuses(&said.text))),
+            ended: share(all().map(|said| said.ended)),
         }
     }
 

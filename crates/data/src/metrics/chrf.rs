@@ -14,6 +14,8 @@ use super::{counts, is_space, shared};
 
 /// The longest sequence.
 const ORDERS: usize = 6;
+/// Numbers in [`Statistics::counts`].
+pub const COUNTS: usize = 3 * ORDERS;
 /// How many times as much recall counts as precision.
 const BETA: f64 = 2.0;
 
@@ -68,6 +70,24 @@ impl Statistics {
             sum.wanted += order.wanted;
             sum.common += order.common;
         }
+    }
+
+    /// The counts as numbers, for a sum over rows that weighs them: of each length those of the prediction, of the reference
+    /// and of both.
+    pub fn counts(&self) -> [usize; COUNTS] {
+        let all = self.orders.iter().flat_map(|o| [o.predicted, o.wanted, o.common]);
+        let mut counts = [0; COUNTS];
+        counts.iter_mut().zip(all).for_each(|(count, own)| *count = own);
+        counts
+    }
+
+    /// What [`counts`](Self::counts) makes numbers of.
+    pub fn from_counts(counts: &[usize; COUNTS]) -> Self {
+        let order = |order: usize| {
+            let [predicted, wanted, common] = [0, 1, 2].map(|part| counts[3 * order + part]);
+            Order { predicted, wanted, common }
+        };
+        Self { orders: std::array::from_fn(order) }
     }
 
     /// F2 of the mean precision and recall, from 0 to 100; 0 where nothing was counted.

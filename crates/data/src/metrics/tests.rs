@@ -68,6 +68,21 @@ fn chrf_is_that_of_sacrebleu() {
 }
 
 #[test]
+fn the_counts_of_a_corpus_can_be_summed_elsewhere() {
+    let mut corpus = chrf::Statistics::default();
+    let mut sums = [0; chrf::COUNTS];
+    for row in &fixture().rows {
+        let statistics = chrf::Statistics::new(&row.prediction, &row.references());
+        assert_eq!(chrf::Statistics::from_counts(&statistics.counts()), statistics, "{}", row.name);
+        sums.iter_mut().zip(statistics.counts()).for_each(|(sum, count)| *sum += count);
+        corpus.add(&statistics);
+    }
+    assert_eq!(chrf::Statistics::from_counts(&sums), corpus);
+    // "ab" of "ac": of one character 2, 2 and 1; of two 1, 1 and none.
+    assert_eq!(chrf::Statistics::new("ab", &["ac"]).counts()[..7], [2, 2, 1, 1, 1, 0, 0]);
+}
+
+#[test]
 fn answers_are_compared_as_squad_does() {
     for row in fixture().rows {
         let exact = answer::exact_match(&row.prediction, &row.references());
@@ -189,4 +204,31 @@ fn the_longest_common_subsequence_is_that_of_the_table() {
             assert_eq!(common_subsequence(&other, &one), want, "{lengths:?}, {alphabet} words");
         }
     }
+}
+
+/// Pairs of one's own, scored by `scripts/parity/text_metrics_pairs.py`: `TEMPER_TEXT_METRICS` names its output.
+#[test]
+fn pairs_of_ones_own_are_scored_as_the_peers_do() {
+    let Ok(path) = std::env::var("TEMPER_TEXT_METRICS") else { return };
+    let fixture: Fixture = serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap();
+    let (mut all, mut worst) = (TextScores::default(), [0.0_f64; 6]);
+    for row in &fixture.rows {
+        let own = all.add(&row.prediction, &row.references());
+        let pairs = [
+            (own.rouge1, row.rouge1),
+            (own.rouge2, row.rouge2),
+            (own.rouge_l, row.rouge_l),
+            (own.exact_match, row.exact_match),
+            (own.f1, row.f1),
+            (own.chrf, row.chrf),
+        ];
+        for (worst, (ours, theirs)) in worst.iter_mut().zip(pairs) {
+            *worst = worst.max((ours - theirs).abs());
+        }
+    }
+    for (name, mean) in all.means() {
+        close(name, mean, fixture.means[name]);
+    }
+    println!("{} pairs; largest differences: {worst:?}", fixture.rows.len());
+    assert!(worst.iter().all(|worst| *worst < 1e-6), "{worst:?}");
 }
