@@ -52,10 +52,17 @@ function curveTip(curve, point, family) {
   return `${curve.label}\n${at}\n${inUnit(point.y, unit)}${words}`;
 }
 
+/** A number on an axis. */
+function tick(value) {
+  const size = Math.abs(value);
+  if (size >= 1e4) return signed(d3.format("~s")(value));
+  return signed(size > 0 && size < 1e-3 ? d3.format("~e")(value) : d3.format("~r")(Number(value.toPrecision(6))));
+}
+
 function yAxis(curves, family) {
   const unit = family.unit ?? meaningOf(curves[0].metric)?.unit ?? "";
   const format = unit === "share" ? (v) => `${Math.round(v * 1000) / 10}%`
-    : unit === "bytes" ? (v) => bytes(v) : (v) => (v !== 0 && Math.abs(v) < 1e-3 ? v.toExponential(0).replace("-", MINUS) : signed(d3.format("~s")(v)));
+    : unit === "bytes" ? (v) => bytes(v) : (v) => tick(v);
   const words = { share: "per cent", bytes: "bytes", count: "", seconds: "seconds" }[unit] ?? unit;
   const name = family.against ? "score" : family.name.toLowerCase();
   return { label: words && words !== name ? `\u2191 ${name} (${words})` : `\u2191 ${name}`, format };
@@ -66,9 +73,9 @@ function chart(name, curves, family, width) {
   const y = yAxis(curves, family);
   const channels = { x: "x", y: "y" };
   const lines = curves.map((curve, at) => Plot.lineY(curve.points, {
-    ...channels, stroke: COLOURS[at % COLOURS.length], strokeWidth: curve.held ? 2 : 1.5, ariaLabel: `line ${curve.label}` }));
+    ...channels, stroke: COLOURS[at % COLOURS.length], strokeWidth: curve.held ? 2 : 1.5, className: "curve" }));
   const dots = curves.map((curve, at) => (curve.held || family.against || curve.points.length < 3) && Plot.dot(curve.points, {
-    ...channels, r: 3, fill: COLOURS[at % COLOURS.length], ariaLabel: `dots ${curve.label}` }));
+    ...channels, r: 3, fill: COLOURS[at % COLOURS.length], className: "points-of" }));
   const tip = (d) => curveTip(d.curve, d, family);
   const figure = Plot.plot({
     width, height: 240, marginLeft: 62, marginRight: 14, marginTop: 26, marginBottom: 38,
@@ -78,8 +85,8 @@ function chart(name, curves, family, width) {
     y: { label: y.label, grid: true, nice: true, ticks: 5, tickFormat: y.format },
     marks: [
       ...lines, ...dots.filter(Boolean),
-      Plot.dot(all, Plot.pointer({ ...channels, r: 4.5, fill: "colour", stroke: "var(--panel)", ariaLabel: "pointed" })),
-      Plot.tip(all, Plot.pointer({ ...channels, title: tip, fill: "var(--panel)", stroke: "var(--line)", fontSize: 12.5, ariaLabel: "values" })),
+      Plot.dot(all, Plot.pointer({ ...channels, r: 4.5, fill: "colour", stroke: "var(--panel)", className: "pointed" })),
+      Plot.tip(all, Plot.pointer({ ...channels, title: tip, fill: "var(--panel)", stroke: "var(--line)", fontSize: 12.5, className: "values" })),
     ],
     color: { type: "identity" },
   });

@@ -83,7 +83,8 @@ function drawGraph(runs, across) {
       .append("title").text(`${edge.w} reads of ${edge.v}: ${[...new Set(roles)].join(", ")}`);
   }
   graph.nodes().forEach((name) => drawNode(svg, graph.node(name)));
-  return svg.node();
+  const start = graph.node(runs[0].id);
+  return { svg: svg.node(), start };
 }
 
 function readLine(input) {
@@ -145,8 +146,11 @@ function drawStages() {
     let was;
     const draw = () => {
       const across = place.clientWidth > 760;
-      if (across !== was) place.replaceChildren(drawGraph(runs, across));
+      if (across === was) return;
       was = across;
+      const { svg, start } = drawGraph(runs, across);
+      place.replaceChildren(svg);
+      place.scrollLeft = across ? 0 : start.x - place.clientWidth / 2;
     };
     draw();
     window.addEventListener("resize", draw);
@@ -154,7 +158,7 @@ function drawStages() {
   const heads = ["Stage", "Kind", "Trained on", ...["parameters", "trainable_parameters", "seconds", "peak_memory_bytes", "bytes"]
     .map((name) => ({ number: true, content: term(name) }))];
   body.append(scrolled("Table of stages", table("All stages, in the order of what they read", heads, report.runs.map(stageRow), { id: "stage-table" })));
-  body.append(el("h3", {}, "Each stage in detail"), ...report.runs.map(stageDetails));
+  body.append(el("h3", {}, "Each stage in detail"), el("div", { class: "runs" }, report.runs.map(stageDetails)));
 }
 
 /** A link to a stage opens its details. */

@@ -5,9 +5,10 @@ function drawSummary() {
   const finished = report.runs.filter((run) => run.finished);
   const open = report.runs.length - finished.length;
   const seconds = finished.reduce((sum, run) => sum + run.facts.seconds, 0);
-  const parts = [`${report.runs.length} ${report.runs.length === 1 ? "stage" : "stages"}`,
-    several ? `${report.pipelines.length} pipelines` : null, open ? `${open} unfinished` : null, `${duration(seconds)} of work`,
-    report.evaluations.length ? `${tests().size} tests` : null];
+  const counted = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
+  const parts = [counted(report.runs.length, "stage"),
+    several ? counted(report.pipelines.length, "pipeline") : null, open ? `${open} unfinished` : null, `${duration(seconds)} of work`,
+    report.evaluations.length ? counted(tests().size, "test") : null];
   document.getElementById("summary").textContent = parts.filter(Boolean).join(" \u00b7 ");
 }
 

@@ -7,7 +7,7 @@ const UNITS = { share: "share", "nats-per-token": "nats per token", "bits-per-by
 function change(value, unit) {
   const sign = value > 0 ? "+" : "";
   if (unit === "share") return `${sign}${signed((value * 100).toFixed(1))}`;
-  return `${sign}${plain(Number(value.toPrecision(3)))}`;
+  return `${sign}${signed(String(Number(value.toPrecision(3))))}`;
 }
 
 function changeUnit(unit) {
@@ -106,9 +106,9 @@ function liftChart(name, places, metric, width) {
     color: { type: "identity" },
     marks: [
       Plot.ruleX([0], { stroke: "currentColor", strokeOpacity: 0.5 }),
-      Plot.ruleY(rows, { y: "label", x1: "low", x2: "high", stroke: colour, strokeWidth: 2, ariaLabel: "intervals" }),
-      Plot.dot(rows, { y: "label", x: "value", r: 4.5, fill: colour, ariaLabel: "changes" }),
-      Plot.tip(rows, Plot.pointer({ y: "label", x: "value", title: tip, fill: "var(--panel)", stroke: "var(--line)", fontSize: 12.5, ariaLabel: "values" })),
+      Plot.ruleY(rows, { y: "label", x1: "low", x2: "high", stroke: colour, strokeWidth: 2, className: "intervals" }),
+      Plot.dot(rows, { y: "label", x: "value", r: 4.5, fill: colour, className: "changes" }),
+      Plot.tip(rows, Plot.pointer({ y: "label", x: "value", title: tip, fill: "var(--panel)", stroke: "var(--line)", fontSize: 12.5, className: "values" })),
     ],
   });
   figure.setAttribute("role", "img");
@@ -158,7 +158,7 @@ function gains(run, wanted) {
         && one.from === evaluated.results.models.find((other) => other.name === model)?.parent)));
   if (!lines.length) return el("td", {}, "\u2013");
   return el("td", {}, el("ul", { class: "gains" }, lines.map((one) => el("li", {}, el("a", { href: `#${anchor("test", one.test)}` }, one.test), " ",
-    term(one.metric, metricTitle(one.metric).toLowerCase()), " ", el("span", { class: `change ${wanted}` }, `${change(one.value, one.unit)} ${changeUnit(one.unit)}`)))));
+    term(one.metric, metricTitle(one.metric)), " ", el("span", { class: `change ${wanted}` }, `${change(one.value, one.unit)} ${changeUnit(one.unit)}`)))));
 }
 
 function dataOf(run) {

@@ -111,7 +111,9 @@ impl Yard {
         }
         yard.program("bin/cargo", "#!/bin/sh\n");
         for stage in
-            ["data-prep", "pretrain", "sft", "reward", "ppo", "cai", "finetune", "peft", "chat"]
+            [
+            "data-prep", "pretrain", "sft", "reward", "ppo", "cai", "finetune", "peft", "report", "chat",
+        ]
         {
             yard.program(&format!("target/release/{stage}"), STAND_IN);
             yard.write(&format!("configs/{stage}.toml"), "");
@@ -184,7 +186,7 @@ impl Yard {
     }
 }
 
-const ALL: [&str; 10] = [
+const ALL: [&str; 11] = [
     "data-prep data-prep",
     "pretrain pretrain",
     "sft sft",
@@ -195,6 +197,7 @@ const ALL: [&str; 10] = [
     "cai train cai-train",
     "finetune finetune",
     "peft peft",
+    "report report",
 ];
 
 #[test]
@@ -203,7 +206,7 @@ fn make_runs_the_pipeline_in_order_once() {
     let ran = yard.ran(&["-j4"]);
     let place = |stage: &str| ran.iter().position(|line| line == stage);
     assert_eq!(ran.len(), ALL.len(), "{ran:?}");
-    for path in [&[0, 1, 2, 3, 4][..], &[0, 1, 2, 5, 6, 7], &[0, 1, 2, 8], &[0, 1, 2, 9]] {
+    for path in [&[0, 1, 2, 3, 4][..], &[0, 1, 2, 5, 6, 7], &[0, 1, 2, 8, 10], &[0, 1, 2, 9, 10]] {
         let places: Vec<usize> = path.iter().map(|&at| place(ALL[at]).unwrap()).collect();
         assert!(places.is_sorted(), "{ran:?}");
     }
