@@ -8,6 +8,11 @@ function searchable(text) {
   return String(text).normalize("NFC").toLowerCase();
 }
 
+/** A text with the marks of its chat template set back. */
+function spoken(text) {
+  return text.trim().split(/(<\|[^|<>]*\|>)/).map((part) => (/^<\|.*\|>$/.test(part) ? el("span", { class: "mark" }, part) : part));
+}
+
 function isRight(score) {
   return score === 1;
 }
@@ -27,10 +32,10 @@ function card(asked, models, rightOrWrong) {
   const answers = asked.answers.filter(([model]) => models.has(model));
   return el("article", { class: "asked", "aria-label": `${asked.test} ${asked.item}` },
     el("p", { class: "quiet" }, `${asked.test} \u00b7 item ${asked.item}`),
-    el("p", { class: "prompt", dir: "auto" }, asked.prompt.trim()),
+    el("p", { class: "prompt", dir: "auto" }, spoken(asked.prompt)),
     asked.answer !== null ? el("p", { class: "wanted" }, el("span", { class: "quiet" }, "Right answer "), asked.answer) : null,
     el("dl", { class: "said" }, answers.map(([model, text, score]) => el("div", {},
-      el("dt", {}, model, " ", badge(score, rightOrWrong)), el("dd", { dir: "auto" }, text.trim() || el("em", {}, "nothing"))))));
+      el("dt", {}, model, " ", badge(score, rightOrWrong)), el("dd", { dir: "auto" }, text.trim() ? spoken(text) : el("em", {}, "nothing"))))));
 }
 
 function passes(asked, state) {
@@ -92,7 +97,7 @@ function drawSamples(runs) {
     const found = rows.filter((row) => !text || row.some((cell) => searchable(cell ?? "").includes(text)));
     const heads = columns.map((name) => ({ number: false, content: term(name, name.replaceAll("_", " ")) }));
     const cell = (value) => el("td", { class: typeof value === "number" ? "number" : "text", dir: typeof value === "string" ? "auto" : null },
-      value === null ? "" : typeof value === "number" ? plain(value) : String(value).trim());
+      value === null ? "" : typeof value === "number" ? plain(value) : spoken(String(value)));
     place.replaceChildren(scrolled(`Samples of ${runName(run)}`, table(`${rows.length} of the ${count(total)} samples of ${runName(run)}, evenly spread`, heads,
       found.map((row) => el("tr", {}, row.map(cell))), { class: "samples" })));
     status.textContent = `${found.length} rows`;

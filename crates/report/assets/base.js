@@ -39,7 +39,7 @@ function bodyOf(section) {
 
 /** A table that can be scrolled where it is wider than the page. */
 function scrolled(label, table) {
-  return el("div", { class: "scroll", role: "region", "aria-label": label, tabindex: "0" }, table);
+  return el("div", { class: "scroll", role: "group", "aria-label": label, tabindex: "0" }, table);
 }
 
 function table(caption, heads, rows, attributes = {}) {

@@ -90,14 +90,16 @@ function chart(name, curves, family, width) {
     ],
     color: { type: "identity" },
   });
-  figure.setAttribute("role", "img");
   walkable(figure, all, tip);
   return figure;
 }
 
-/** Arrow keys go from point to point, as the pointer does. */
+/** Makes a picture with a label of a chart; arrow keys go from point to point, as the pointer does. */
 function walkable(figure, all, tip) {
   let at = -1;
+  figure.setAttribute("role", "img");
+  // The marks' own labels (line, dot, ...) say nothing that the chart's label does not.
+  figure.querySelectorAll("[aria-label], [aria-description]").forEach((mark) => { mark.removeAttribute("aria-label"); mark.removeAttribute("aria-description"); });
   figure.setAttribute("tabindex", "0");
   figure.addEventListener("keydown", (event) => {
     const by = { ArrowRight: 1, ArrowLeft: -1, Home: -all.length, End: all.length }[event.key];

@@ -58,13 +58,12 @@ function drawNode(parent, node) {
   const run = node.run;
   const [first, second] = nodeLines(run);
   const link = place.append("a").attr("href", `#${anchor("run", run.id)}`)
-    .attr("class", `node ${run.family}${run.finished ? "" : " unfinished"}${node.own ? "" : " elsewhere"}`)
-    .attr("aria-label", `${runName(run)}: ${run.stage ?? "unfinished"}, ${first}, ${second}`);
+    .attr("class", `node ${run.family}${run.finished ? "" : " unfinished"}${node.own ? "" : " elsewhere"}`);
   link.append("rect").attr("class", "box").attr("width", node.width).attr("height", node.height).attr("rx", 8);
   link.append("rect").attr("class", "mark").attr("width", 5).attr("height", node.height - 16).attr("x", 8).attr("y", 8).attr("rx", 2.5);
   const name = node.own ? run.name : `${run.pipeline} / ${run.name}`;
   const lines = [[name.length > 20 ? `${name.slice(0, 19)}\u2026` : name, "name"], [first, ""], [second, ""]];
-  lines.forEach(([text, kind], at) => link.append("text").attr("class", kind).attr("x", 22).attr("y", 23 + at * 19).text(text));
+  lines.forEach(([text, kind], at) => link.append("text").attr("class", kind).attr("x", 22).attr("y", 23 + at * 19).text(`${text} `));
 }
 
 function drawGraph(runs, across) {
@@ -132,7 +131,7 @@ function stageDetails(run) {
 }
 
 function reported(key, value) {
-  const unit = meaningOf(key)?.unit;
+  const unit = key.startsWith("memory.") ? "bytes" : key.startsWith("accuracy_by_") ? "share" : meaningOf(key)?.unit;
   return typeof value === "number" && unit ? el("span", { title: whole(value) }, inUnit(value, unit)) : shown(value);
 }
 
@@ -141,7 +140,7 @@ function drawStages() {
   for (const pipeline of report.pipelines) {
     const runs = report.runs.filter((run) => run.pipeline === pipeline);
     if (!runs.length) continue;
-    const place = el("div", { class: "scroll graph-place", role: "region", "aria-label": `Graph of ${pipeline}`, tabindex: "0" });
+    const place = el("div", { class: "scroll graph-place", role: "group", "aria-label": `Graph of ${pipeline}`, tabindex: "0" });
     body.append(el("figure", {}, el("figcaption", {}, `Pipeline ${pipeline}`), place));
     let was;
     const draw = () => {

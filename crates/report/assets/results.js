@@ -111,7 +111,6 @@ function liftChart(name, places, metric, width) {
       Plot.tip(rows, Plot.pointer({ y: "label", x: "value", title: tip, fill: "var(--panel)", stroke: "var(--line)", fontSize: 12.5, className: "values" })),
     ],
   });
-  figure.setAttribute("role", "img");
   walkable(figure, rows.map((row) => ({ ...row, x: row.value, y: row.label })), tip);
   return el("figure", { class: "chart lift" }, el("figcaption", {}, `${metricTitle(metric)}: change from the parent`), figure);
 }
@@ -162,7 +161,10 @@ function gains(run, wanted) {
 }
 
 function dataOf(run) {
-  const read = run.inputs.filter((input) => input.rows !== null && input.roles.some((role) => /train|prompts|preferences|data|rows/.test(role) && !/valid|evaluation/.test(role)));
+  const rows = (wanted) => run.inputs.filter((input) => input.rows !== null && input.roles.some((role) => wanted.test(role)));
+  // What is trained on; of a stage that trains on its own answers the prompts.
+  const trained = rows(/train|revisions|helpful|ptx/);
+  const read = trained.length ? trained : rows(/prompts/);
   return el("td", {}, trainedOn(run.facts), read.length ? el("span", { class: "range" }, read.map((input) => `${count(input.rows)} rows of ${input.path.split("/").slice(-2).join("/")}`).join("; ")) : null);
 }
 

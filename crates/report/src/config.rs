@@ -79,7 +79,11 @@ impl StageConfig for Config {
         for (name, paths) in &self.runs {
             let key = format!("runs.{name}");
             let mut runs = Vec::new();
-            problems.check(!paths.is_empty(), &key, "is empty; name run directories or a folder of them");
+            problems.check(
+                !paths.is_empty(),
+                &key,
+                "is empty; name run directories or a folder of them",
+            );
             for path in paths {
                 runs.extend(runs_at(&key, path, &at.out, &mut problems));
             }

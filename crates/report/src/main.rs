@@ -62,7 +62,11 @@ fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     atomic::write_bytes(&path, html.as_bytes())?;
     let size = human_bytes(html.len() as u64);
     // A closed stdout (`| head`) does not make the page wrong.
-    let _ = writeln!(std::io::stdout(), "the report is {} ({size}): open it in a browser", path.display());
+    let _ = writeln!(
+        std::io::stdout(),
+        "the report is {} ({size}): open it in a browser",
+        path.display()
+    );
     Ok(results)
 }
 

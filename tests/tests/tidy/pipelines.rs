@@ -110,11 +110,18 @@ impl Yard {
             fs_err::copy(root().join(&file), yard.path(&file)).unwrap();
         }
         yard.program("bin/cargo", "#!/bin/sh\n");
-        for stage in
-            [
-            "data-prep", "pretrain", "sft", "reward", "ppo", "cai", "finetune", "peft", "report", "chat",
-        ]
-        {
+        for stage in [
+            "data-prep",
+            "pretrain",
+            "sft",
+            "reward",
+            "ppo",
+            "cai",
+            "finetune",
+            "peft",
+            "report",
+            "chat",
+        ] {
             yard.program(&format!("target/release/{stage}"), STAND_IN);
             yard.write(&format!("configs/{stage}.toml"), "");
         }

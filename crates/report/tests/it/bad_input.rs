@@ -19,7 +19,8 @@ fn fails(yard: &Yard, runs: &str, arguments: &[&str], code: i32, parts: &[&str])
 fn a_wrong_config_tells_every_problem() {
     let yard = Yard::quick();
     fs_err::create_dir_all(yard.path("empty")).unwrap();
-    let runs = "a = []\nb = [\"none\"]\nc = [\"empty\"]\nd = [\"runs/quick/sft\", \"runs/quick/sft\"]";
+    let runs =
+        "a = []\nb = [\"none\"]\nc = [\"empty\"]\nd = [\"runs/quick/sft\", \"runs/quick/sft\"]";
     let parts = [
         "config.toml has 5 problems",
         "- max_points: must be at least 3",
@@ -29,7 +30,13 @@ fn a_wrong_config_tells_every_problem() {
         "- runs.d: names runs/quick/sft twice",
     ];
     fails(&yard, runs, &["--set", "max_points=2"], 2, &parts);
-    fails(&yard, "", &[], 2, &["- runs: is empty; name a pipeline and its run directories, as in:"]);
+    fails(
+        &yard,
+        "",
+        &[],
+        2,
+        &["- runs: is empty; name a pipeline and its run directories, as in:"],
+    );
     fails(&yard, "a = [\"runs\"]\n[more]", &[], 2, &["unknown field `more`"]);
 }
 

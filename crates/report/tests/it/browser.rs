@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 /// How to come by a Chromium.
-const MISSING: &str = "there is no headless Chromium to test the page with; get one with: scripts/browser --install";
+const MISSING: &str =
+    "there is no headless Chromium to test the page with; get one with: scripts/browser --install";
 
 /// The Chromium that `scripts/browser` names.
 fn chromium() -> PathBuf {
@@ -176,7 +177,8 @@ impl Page {
     /// Every address that was asked for.
     pub(crate) fn requests(&mut self) -> Vec<String> {
         self.call("Runtime.evaluate", &json!({"expression": "0"}));
-        let events = self.events.iter().filter(|event| event["method"] == "Network.requestWillBeSent");
+        let events =
+            self.events.iter().filter(|event| event["method"] == "Network.requestWillBeSent");
         events.map(|event| event["params"]["request"]["url"].as_str().unwrap().to_owned()).collect()
     }
 }

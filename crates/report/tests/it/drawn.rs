@@ -64,10 +64,16 @@ fn curves_have_a_mark_for_every_point() {
     // pretrain, sft and peft have a loss; ppo has none.
     assert_eq!(count(&mut page, &format!("{charts} > figure")), 3);
     let pretrain = format!("{charts} [data-run=pretrain]");
-    let corners = format!("document.querySelector({:?}).getAttribute('d').match(/[ML]/g).length", format!("{pretrain} .curve path"));
+    let corners = format!(
+        "document.querySelector({:?}).getAttribute('d').match(/[ML]/g).length",
+        format!("{pretrain} .curve path")
+    );
     assert_eq!(page.eval(&corners), 40);
     assert_eq!(count(&mut page, &format!("{pretrain} .points-of circle")), 4);
-    let places = page.eval(&format!("[...document.querySelectorAll({:?})].map(c => Number(c.getAttribute('cy')))", format!("{pretrain} .points-of circle")));
+    let places = page.eval(&format!(
+        "[...document.querySelectorAll({:?})].map(c => Number(c.getAttribute('cy')))",
+        format!("{pretrain} .points-of circle")
+    ));
     let places: Vec<f64> = places.as_array().unwrap().iter().map(|y| y.as_f64().unwrap()).collect();
     assert!(places.is_sorted(), "a falling loss falls: {places:?}");
     let labels = text(&mut page, &format!("{pretrain} svg"));
@@ -102,7 +108,9 @@ fn results_show_value_interval_and_change() {
     for part in ["sft", "from pretrain", "62.5 %", "57.5 to 67.5 %", "+50.0 pp", "better"] {
         assert!(row.contains(part), "{part:?} is not in {row:?}");
     }
-    let classes = page.eval("[...document.querySelectorAll('#results .results td .change')].map(c => c.className)");
+    let classes = page.eval(
+        "[...document.querySelectorAll('#results .results td .change')].map(c => c.className)",
+    );
     let wanted = ["change good", "change unsure", "change good", "change bad"];
     assert_eq!(classes, json!(wanted));
     assert_eq!(count(&mut page, "#results .lift"), 2);
@@ -110,7 +118,12 @@ fn results_show_value_interval_and_change() {
     assert_eq!(count(&mut page, "#results .lift:first-child .intervals line"), 2);
     assert_eq!(text(&mut page, "#results details .results tbody tr td"), "10.0 %5.0 to 15.0 %");
     let peft = text(&mut page, "#compare-table tr[data-family=fine-tuning]");
-    for part in ["2.0 % of all", "12 rows of text/train.parquet", "Accuracy +25.0 pp", "Bits per byte +0.55 bits per byte"] {
+    for part in [
+        "2.0 % of all",
+        "12 rows of text/train.parquet",
+        "Accuracy +25.0 pp",
+        "Bits per byte +0.55 bits per byte",
+    ] {
         assert!(peft.contains(part), "{part:?} is not in {peft:?}");
     }
 }
@@ -157,7 +170,13 @@ fn configurations_are_compared_key_by_key() {
     page.eval("(() => { const s = document.querySelectorAll('#lineage select'); s[0].value = 'quick/sft'; s[0].dispatchEvent(new Event('change')); s[1].value = 'long/sft'; s[1].dispatchEvent(new Event('change')); })()");
     assert_eq!(text(&mut page, "#lineage .status"), "2 keys differ");
     let rows = page.eval("[...document.querySelectorAll('#config-table tbody tr')].map(r => [...r.children].map(c => c.textContent))");
-    assert_eq!(rows, json!([["out", "runs/quick/sft", "runs/long/sft"], ["train.learning_rate", "0.0030", "0.0100"]]));
+    assert_eq!(
+        rows,
+        json!([
+            ["out", "runs/quick/sft", "runs/long/sft"],
+            ["train.learning_rate", "0.0030", "0.0100"]
+        ])
+    );
     // Curves of one stage lie in one chart, and an unfinished run says so.
     assert_eq!(count(&mut page, "#curves [data-run=pretrain] .curve path"), 4);
     assert!(text(&mut page, "#stage-table").contains("unfinished"));
@@ -185,7 +204,15 @@ fn words_explain_themselves_to_pointer_and_keyboard() {
 #[test]
 fn a_lone_unfinished_run_makes_a_page() {
     let yard = Yard::new();
-    yard.run(&Spec { pipeline: "p", name: "pretrain", stage: "pretrain", reads: &[], steps: 10, finished: false, learning_rate: 0.1 });
+    yard.run(&Spec {
+        pipeline: "p",
+        name: "pretrain",
+        stage: "pretrain",
+        reads: &[],
+        steps: 10,
+        finished: false,
+        learning_rate: 0.1,
+    });
     let mut page = Page::open(&yard.page("p = [\"runs/p\"]"), WIDE);
     assert_eq!(page.complaints(), [""; 0]);
     assert!(text(&mut page, "#stages").contains("unfinished"));

@@ -210,8 +210,7 @@ impl Yard {
 
     /// A config that names these.
     pub(crate) fn config(&self, runs: &str) {
-        let text =
-            format!("seed = 1\nout = \"out\"\ntitle = \"시험 & <test>\"\n[runs]\n{runs}\n");
+        let text = format!("seed = 1\nout = \"out\"\ntitle = \"시험 & <test>\"\n[runs]\n{runs}\n");
         fs_err::write(self.path("config.toml"), text).unwrap();
     }
 
@@ -253,8 +252,12 @@ fn metrics(stage: &str, steps: u32) -> String {
     for step in 1..=steps {
         let x = f64::from(step);
         let line = match stage {
-            "ppo" => json!({"step": step, "objective/kl": x / 8.0, "objective/scores": x / 16.0, "time": x}),
-            _ => json!({"step": step, "loss": 4.0 / x, "learning_rate": 1e-3 / x, "grad_norm": 0.5, "time": x}),
+            "ppo" => {
+                json!({"step": step, "objective/kl": x / 8.0, "objective/scores": x / 16.0, "time": x})
+            }
+            _ => {
+                json!({"step": step, "loss": 4.0 / x, "learning_rate": 1e-3 / x, "grad_norm": 0.5, "time": x})
+            }
         };
         text.push_str(&format!("{line}\n"));
         if step % 10 == 0 && stage != "ppo" {
@@ -282,16 +285,17 @@ fn evaluated(pipeline: &str) -> Evaluation {
         interval: Some([value - 0.05, value + 0.05]),
         items: 30,
     };
-    let changed = |model: &str, from: &str, metric: &str, better, value: f64, half: f64| Difference {
-        model: model.to_owned(),
-        from: from.to_owned(),
-        test: "tasks".to_owned(),
-        metric: metric.to_owned(),
-        unit: if metric == "bits_per_byte" { Unit::BitsPerByte } else { Unit::Share },
-        better,
-        value,
-        interval: Some([value - half, value + half]),
-    };
+    let changed =
+        |model: &str, from: &str, metric: &str, better, value: f64, half: f64| Difference {
+            model: model.to_owned(),
+            from: from.to_owned(),
+            test: "tasks".to_owned(),
+            metric: metric.to_owned(),
+            unit: if metric == "bits_per_byte" { Unit::BitsPerByte } else { Unit::Share },
+            better,
+            value,
+            interval: Some([value - half, value + half]),
+        };
     use Better::{Higher, Lower};
     Evaluation {
         models: vec![

@@ -9,9 +9,14 @@ use crate::fixture::Yard;
 
 /// axe-core, which `scripts/browser --install` puts beside Chromium.
 fn axe() -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().join(".browser/axe.min.js");
-    fs_err::read_to_string(&path)
-        .unwrap_or_else(|error| panic!("axe-core is missing ({error}); get it with: scripts/browser --install"))
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .unwrap()
+        .join(".browser/axe.min.js");
+    fs_err::read_to_string(&path).unwrap_or_else(|error| {
+        panic!("axe-core is missing ({error}); get it with: scripts/browser --install")
+    })
 }
 
 #[test]
@@ -42,7 +47,10 @@ fn the_theme_follows_the_system_and_the_button() {
     assert_eq!(page.eval(ground), dark);
     page.eval("document.getElementById('theme').focus()");
     page.key("Enter");
-    assert_eq!((page.eval(ground), page.eval("document.getElementById('theme').textContent")), (light.into(), "Theme: light".into()));
+    assert_eq!(
+        (page.eval(ground), page.eval("document.getElementById('theme').textContent")),
+        (light.into(), "Theme: light".into())
+    );
     page.key("Enter");
     page.view(View { width: 1280, dark: false });
     assert_eq!(page.eval(ground), dark);
@@ -59,7 +67,9 @@ fn nothing_is_wider_than_the_page() {
             "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, .unseen, .skip, svg') && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 120))",
         );
         assert_eq!(wide, json!([]), "at {width}");
-        assert!(page.eval("document.documentElement.scrollWidth").as_u64().unwrap() <= u64::from(width));
+        assert!(
+            page.eval("document.documentElement.scrollWidth").as_u64().unwrap() <= u64::from(width)
+        );
     }
 }
 
@@ -77,7 +87,8 @@ fn everything_is_reached_by_the_tab_key_in_order() {
         assert!(outline == "solid" || node == true, "no focus ring: {seen:?}");
     }
     assert_eq!(seen[..3], [json!("Skip to the "), json!("Stages"), json!("Learning cur")]);
-    let backwards = page.eval("[...document.querySelectorAll('[tabindex]')].filter(e => e.tabIndex > 0).length");
+    let backwards = page
+        .eval("[...document.querySelectorAll('[tabindex]')].filter(e => e.tabIndex > 0).length");
     assert_eq!(backwards, 0);
 }
 
@@ -86,7 +97,10 @@ fn it_prints() {
     let yard = Yard::quick();
     let file = yard.page("quick = [\"runs/quick\"]");
     let mut page = Page::open(&file, View { width: 1280, dark: true });
-    page.call("Emulation.setEmulatedMedia", &json!({"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]}));
+    page.call(
+        "Emulation.setEmulatedMedia",
+        &json!({"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]}),
+    );
     assert_eq!(page.eval("getComputedStyle(document.body).backgroundColor"), "rgb(255, 255, 255)");
     assert_eq!(page.eval("getComputedStyle(document.body).color"), "rgb(0, 0, 0)");
     assert_eq!(page.eval("getComputedStyle(document.querySelector('nav')).display"), "none");

@@ -88,7 +88,10 @@ fn long_curves_and_many_prompts_are_thinned() {
     assert_eq!((&loss["points"][0], &loss["points"][4]), (&json!([1.0, 4.0]), &json!([40.0, 0.1])));
     assert_eq!(data["evaluations"][0]["answers"]["asked"].as_array().unwrap().len(), 4);
     let samples = &data["runs"][3]["samples"];
-    assert_eq!((samples["total"].as_u64(), samples["rows"].as_array().unwrap().len()), (Some(3), 1));
+    assert_eq!(
+        (samples["total"].as_u64(), samples["rows"].as_array().unwrap().len()),
+        (Some(3), 1)
+    );
 }
 
 #[test]
