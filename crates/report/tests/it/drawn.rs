@@ -87,7 +87,7 @@ fn curves_have_a_mark_for_every_point() {
 fn pointing_at_a_curve_shows_its_values_and_so_do_the_arrow_keys() {
     let (mut page, _) = open(&Yard::quick());
     let chart = "#curves [data-run=pretrain] svg";
-    page.point_at("#curves [data-run=pretrain] .points-of circle:last-child", [0.0, 1.0]);
+    page.point_at("#curves [data-run=pretrain] .points-of circle:last-child", [0.0, -4.0]);
     page.wait_for("document.querySelector('#curves [data-run=pretrain] .values')?.textContent.includes('step 40')");
     let tip = text(&mut page, "#curves [data-run=pretrain] .values");
     assert!(tip.contains("Held-out loss") && tip.contains("0.1250"), "{tip}");
