@@ -117,8 +117,28 @@ function stageRow(run) {
     number(facts.bytes, "bytes"));
 }
 
+/** What data-prep reported of its data sets, a row a set. */
+function setTable(run) {
+  const sets = new Map();
+  for (const [key, value] of run.results) {
+    const [, name, what] = key.match(/^datasets\.([^.]+)\.(.+)$/) ?? [];
+    if (name) sets.set(name, { ...sets.get(name), [what]: value });
+  }
+  if (!sets.size) return null;
+  const columns = [["records_kept", "Records"], ["train.rows", "Rows to train on"], ["train.tokens", "Tokens"], ["validation.rows", "Held-out rows"], ["prompts", "Held-out prompts"]];
+  const rows = [...sets].map(([name, set]) => el("tr", {}, el("th", { scope: "row" }, name),
+    columns.map(([key]) => el("td", { class: "number", title: set[key] === undefined ? null : whole(set[key]) }, inUnit(set[key], "count")))));
+  return scrolled(`Data sets of ${runName(run)}`, table("Data sets", ["Set", ...columns.map(([, content]) => ({ number: true, content }))], rows));
+}
+
+/** Whether a result stands under its stage: not in a table of its own, and one value. */
+function told(run, key, value) {
+  if (key.startsWith("datasets.") || (run.family === "evaluation" && key.split(".").length > 2)) return false;
+  return ["number", "string", "boolean"].includes(typeof value);
+}
+
 function stageDetails(run) {
-  const results = run.results.filter(([, value]) => typeof value === "number" || typeof value === "string" || typeof value === "boolean");
+  const results = run.results.filter(([key, value]) => told(run, key, value));
   return el("details", { class: "run", id: anchor("run", run.id) },
     el("summary", {}, el("strong", {}, runName(run)), " ", el("span", { class: "quiet" },
       run.finished ? `${run.stage} \u00b7 ${run.path}` : `unfinished \u00b7 ${run.path}`)),
@@ -127,7 +147,8 @@ function stageDetails(run) {
       run.inputs.length ? el("div", {}, el("h4", {}, "Read"), el("ul", {}, run.inputs.map(readLine))) : null,
       run.outputs.length ? el("div", {}, el("h4", {}, "Wrote"), el("ul", {}, run.outputs.map(wroteLine))) : null,
       results.length ? el("div", {}, el("h4", {}, "Reported"), el("dl", { class: "pairs" }, results.map(([key, value]) =>
-        el("div", {}, el("dt", {}, term(key, meanings.has(key) ? titleOf(key) : key)), el("dd", {}, reported(key, value)))))) : null));
+        el("div", {}, el("dt", {}, term(key, meanings.has(key) ? titleOf(key) : key)), el("dd", {}, reported(key, value)))))) : null),
+    setTable(run));
 }
 
 function reported(key, value) {

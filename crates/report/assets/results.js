@@ -63,7 +63,8 @@ function metricsOf(places, broken) {
 
 function resultTable(name, places, metrics) {
   const heads = ["Model", ...metrics.map((metric) => ({ number: true, content: [term(metric, metricTitle(metric)), unitOf(places, name, metric)] }))];
-  const rows = places.flatMap(({ evaluated }) => evaluated.results.models.map((model) => el("tr", {},
+  const took = (evaluated, model) => evaluated.results.measurements.some((one) => one.test === name && one.model === model.name);
+  const rows = places.flatMap(({ evaluated }) => evaluated.results.models.filter((model) => took(evaluated, model)).map((model) => el("tr", {},
     el("th", { scope: "row" }, evaluated.makers[model.name] ? el("a", { href: `#${anchor("run", evaluated.makers[model.name])}` }, modelName(evaluated, model.name)) : modelName(evaluated, model.name),
       model.parent ? el("span", { class: "from" }, `from ${model.parent}`) : null),
     metrics.map((metric) => resultCell(evaluated, model.name, name, metric)))));
