@@ -1,5 +1,6 @@
 //! The configuration, checked and resolved.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use artifact::RunDir;
@@ -130,13 +131,15 @@ impl Describe for Plan {
         for Pipeline { name, runs } in &self.pipelines {
             for run in runs {
                 let state = if run.is_finished() { "finished" } else { "unfinished" };
-                text.push_str(&format!("{name}  {}  {state}\n", run.path().display()));
+                // Writing to a String cannot fail.
+                let _ = writeln!(text, "{name}  {}  {state}", run.path().display());
             }
         }
         let Limits { points, prompts, samples } = self.limits;
-        text.push_str(&format!(
-            "at most    {points} points a curve, {prompts} prompts a test, {samples} samples a stage\n"
-        ));
+        let _ = writeln!(
+            text,
+            "at most    {points} points a curve, {prompts} prompts a test, {samples} samples a stage"
+        );
         text
     }
 }

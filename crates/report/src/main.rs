@@ -41,7 +41,6 @@ fn main() -> ExitCode {
     stage::main::<Config>(&INFO, run)
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]
 fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     record_inputs(ctx, &plan)?;
     let runs = gather::runs(&plan)?;

@@ -67,8 +67,11 @@ fn damaged_files_are_named() {
     fs_err::write(&results, good).unwrap();
 
     let samples = yard.dir("quick", "peft").samples_path();
+    let good = fs_err::read(&samples).unwrap();
     fs_err::write(&samples, "no table").unwrap();
     fails(&yard, quick, &[], 1, &["samples.parquet: changed since stage `peft` wrote it"]);
+
+    fs_err::write(&samples, good).unwrap();
 
     fs_err::write(yard.dir("quick", "sft").manifest_path(), "{").unwrap();
     fails(&yard, quick, &[], 1, &["runs/quick/sft/manifest.json: not a manifest"]);

@@ -1,4 +1,4 @@
-//! A headless Chromium, driven through the DevTools protocol over its pipe: one JSON message after another, each ended by a zero
+//! A headless Chromium, driven through the `DevTools` protocol over its pipe: one JSON message after another, each ended by a zero
 //! byte, to file descriptor 3 and from 4.
 
 use std::collections::VecDeque;
@@ -123,7 +123,7 @@ impl Page {
         let start = Instant::now();
         while self.eval(&format!("Boolean({expression})")) != true {
             let page = self.eval("document.body ? document.body.innerText.slice(0, 300) : ''");
-            let late = start.elapsed() > Duration::from_secs(60);
+            let late = start.elapsed() > Duration::from_mins(1);
             assert!(!late, "never true: {expression}\n{page}\n{:?}", self.complaints());
             std::thread::sleep(Duration::from_millis(20));
         }

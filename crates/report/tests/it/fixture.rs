@@ -1,5 +1,6 @@
 //! A small pipeline's run directories, written as the stages write them.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -94,7 +95,7 @@ impl Yard {
             atomic::write_bytes(dir.model_dir().join("config.json"), b"{}").unwrap();
         }
         if stage == "peft" {
-            self.samples(&dir);
+            samples(&dir);
         }
         if !finished {
             return;
@@ -113,53 +114,7 @@ impl Yard {
             "trainable_parameters": if stage == "peft" { json!(68_000) } else { Value::Null },
         });
         let config = json!({"seed": 7, "out": out, "train": {"learning_rate": learning_rate}});
-        self.finish(&dir, stage, inputs.collect(), config, &results);
-    }
-
-    fn finish(
-        &self,
-        dir: &RunDir,
-        stage: &str,
-        inputs: Vec<Input>,
-        config: Value,
-        results: &Value,
-    ) {
-        let outputs = dir.outputs().unwrap();
-        let results = results.as_object().unwrap().iter();
-        let manifest = Manifest {
-            format_version: FORMAT_VERSION,
-            stage: stage.to_owned(),
-            inputs,
-            outputs,
-            config,
-            seed: 7,
-            versions: [("temper".to_owned(), "0.1.0".to_owned())].into(),
-            device: "cpu".to_owned(),
-            started_at: "2026-01-02T03:04:05.678Z".to_owned(),
-            finished_at: "2026-01-02T03:05:06.789Z".to_owned(),
-            wall_seconds: 61.111,
-            tokenizer: Some(digest::bytes(b"tokenizer")),
-            chat_template: None,
-            results: results
-                .filter(|(_, value)| !value.is_null())
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect(),
-        };
-        manifest.write(dir).unwrap();
-    }
-
-    fn samples(&self, dir: &RunDir) {
-        let columns = [
-            Column::required(PROMPT, Kind::Text),
-            Column::required(BEFORE, Kind::Text),
-            Column::required(AFTER, Kind::Text),
-        ];
-        let mut table = TableWriter::create(dir.samples_path(), &columns).unwrap();
-        for row in 0..3 {
-            let cells = [format!("병원 {row}"), HOSTILE.to_owned(), "네, 그럼요.".to_owned()];
-            table.write_row(&cells.map(Cell::from)).unwrap();
-        }
-        table.finish().unwrap();
+        finish(&dir, stage, inputs.collect(), config, &results);
     }
 
     fn evaluation(&self, pipeline: &str) {
@@ -205,7 +160,7 @@ impl Yard {
             digest: digest::bytes(maker.as_bytes()),
         });
         let config = json!({"seed": 7, "out": format!("runs/{pipeline}/evaluate")});
-        self.finish(&dir, "evaluate", inputs.into(), config, &json!({}));
+        finish(&dir, "evaluate", inputs.into(), config, &json!({}));
     }
 
     /// A config that names these.
@@ -240,6 +195,47 @@ impl Yard {
     }
 }
 
+/// Writes the manifest.
+fn finish(dir: &RunDir, stage: &str, inputs: Vec<Input>, config: Value, results: &Value) {
+    let outputs = dir.outputs().unwrap();
+    let results = results.as_object().unwrap().iter();
+    let manifest = Manifest {
+        format_version: FORMAT_VERSION,
+        stage: stage.to_owned(),
+        inputs,
+        outputs,
+        config,
+        seed: 7,
+        versions: [("temper".to_owned(), "0.1.0".to_owned())].into(),
+        device: "cpu".to_owned(),
+        started_at: "2026-01-02T03:04:05.678Z".to_owned(),
+        finished_at: "2026-01-02T03:05:06.789Z".to_owned(),
+        wall_seconds: 61.111,
+        tokenizer: Some(digest::bytes(b"tokenizer")),
+        chat_template: None,
+        results: results
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
+    };
+    manifest.write(dir).unwrap();
+}
+
+/// Writes three samples, with what is hostile in them.
+fn samples(dir: &RunDir) {
+    let columns = [
+        Column::required(PROMPT, Kind::Text),
+        Column::required(BEFORE, Kind::Text),
+        Column::required(AFTER, Kind::Text),
+    ];
+    let mut table = TableWriter::create(dir.samples_path(), &columns).unwrap();
+    for row in 0..3 {
+        let cells = [format!("병원 {row}"), HOSTILE.to_owned(), "네, 그럼요.".to_owned()];
+        table.write_row(&cells.map(Cell::from)).unwrap();
+    }
+    table.finish().unwrap();
+}
+
 /// The page's data.
 pub(crate) fn data(page: &Path) -> Value {
     let html = fs_err::read_to_string(page).unwrap();
@@ -259,9 +255,9 @@ fn metrics(stage: &str, steps: u32) -> String {
                 json!({"step": step, "loss": 4.0 / x, "learning_rate": 1e-3 / x, "grad_norm": 0.5, "time": x})
             }
         };
-        text.push_str(&format!("{line}\n"));
+        let _ = writeln!(text, "{line}");
         if step % 10 == 0 && stage != "ppo" {
-            text.push_str(&format!("{}\n", json!({"step": step, "eval_loss": 5.0 / x, "time": x})));
+            let _ = writeln!(text, "{}", json!({"step": step, "eval_loss": 5.0 / x, "time": x}));
         }
     }
     text
@@ -296,7 +292,6 @@ fn evaluated(pipeline: &str) -> Evaluation {
             value,
             interval: Some([value - half, value + half]),
         };
-    use Better::{Higher, Lower};
     Evaluation {
         models: vec![
             model("pretrain", None),
@@ -310,19 +305,19 @@ fn evaluated(pipeline: &str) -> Evaluation {
             items: 30,
         }],
         measurements: vec![
-            measured("pretrain", "accuracy", Higher, 0.125),
-            measured("sft", "accuracy", Higher, 0.625),
-            measured("peft", "accuracy", Higher, 0.875),
-            measured("pretrain", "accuracy/ko", Higher, 0.1),
-            measured("pretrain", "bits_per_byte", Lower, 1.25),
-            measured("sft", "bits_per_byte", Lower, 1.2),
-            measured("peft", "bits_per_byte", Lower, 1.75),
+            measured("pretrain", "accuracy", Better::Higher, 0.125),
+            measured("sft", "accuracy", Better::Higher, 0.625),
+            measured("peft", "accuracy", Better::Higher, 0.875),
+            measured("pretrain", "accuracy/ko", Better::Higher, 0.1),
+            measured("pretrain", "bits_per_byte", Better::Lower, 1.25),
+            measured("sft", "bits_per_byte", Better::Lower, 1.2),
+            measured("peft", "bits_per_byte", Better::Lower, 1.75),
         ],
         differences: vec![
-            changed("sft", "pretrain", "accuracy", Higher, 0.5, 0.1),
-            changed("peft", "sft", "accuracy", Higher, 0.25, 0.1),
-            changed("sft", "pretrain", "bits_per_byte", Lower, -0.05, 0.1),
-            changed("peft", "sft", "bits_per_byte", Lower, 0.55, 0.1),
+            changed("sft", "pretrain", "accuracy", Better::Higher, 0.5, 0.1),
+            changed("peft", "sft", "accuracy", Better::Higher, 0.25, 0.1),
+            changed("sft", "pretrain", "bits_per_byte", Better::Lower, -0.05, 0.1),
+            changed("peft", "sft", "bits_per_byte", Better::Lower, 0.55, 0.1),
         ],
     }
 }

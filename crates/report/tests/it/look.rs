@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::browser::{Page, View};
 use crate::fixture::Yard;
@@ -107,5 +107,4 @@ fn it_prints() {
     let printed = page.call("Page.printToPDF", &json!({}));
     assert!(printed["data"].as_str().is_some_and(|pdf| pdf.starts_with("JVBERi0")), "no PDF");
     assert_eq!(page.complaints(), [""; 0]);
-    let _: Value = printed;
 }
