@@ -39,7 +39,8 @@ fn it_draws_without_a_complaint_and_asks_for_nothing() {
 
 #[test]
 fn the_graph_has_a_node_a_run_and_an_edge_for_each_that_is_read() {
-    let (mut page, file) = open(&Yard::quick());
+    let yard = Yard::quick();
+    let (mut page, file) = open(&yard);
     let runs = data(&file)["runs"].clone();
     let runs = runs.as_array().unwrap();
     let edges: usize = runs.iter().map(|run| run["inputs"].as_array().unwrap().len()).sum();
