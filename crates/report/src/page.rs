@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::gather::Run;
 use crate::samples::Answers;
-use crate::words::{Meaning, Word};
+use crate::words::{Metric, Word};
 
 /// Everything the page's scripts read.
 #[derive(Debug, Serialize)]
@@ -17,7 +17,7 @@ pub(crate) struct Data {
     pub(crate) pipelines: Vec<String>,
     pub(crate) runs: Vec<Run>,
     pub(crate) evaluations: Vec<Evaluated>,
-    pub(crate) metrics: Vec<Meaning>,
+    pub(crate) metrics: Vec<Metric>,
     pub(crate) glossary: Vec<Word>,
 }
 

@@ -12,7 +12,7 @@ pub(crate) struct Word {
 /// What a metric is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Meaning {
+pub(crate) struct Metric {
     /// As it is logged.
     pub(crate) name: String,
     /// As it is written on the page.
@@ -27,11 +27,11 @@ pub(crate) struct Meaning {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Metrics {
-    metric: Vec<Meaning>,
+    metric: Vec<Metric>,
 }
 
 /// The metrics that stages log and tests measure.
-pub(crate) fn metrics() -> Vec<Meaning> {
+pub(crate) fn metrics() -> Vec<Metric> {
     let metrics: Result<Metrics, _> = toml::from_str(include_str!("../assets/metrics.toml"));
     // A file of the build, read by a test: it cannot be wrong here.
     metrics.map(|metrics| metrics.metric).unwrap_or_default()

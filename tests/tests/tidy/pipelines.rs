@@ -377,7 +377,7 @@ fn help_lists_every_target_in_a_line_each() {
     let mut wanted: Vec<&str> =
         phony.flat_map(str::split_whitespace).filter(|it| !internal.contains(it)).collect();
     wanted.extend(["data-prep", "pretrain", "sft", "reward", "ppo"]);
-    wanted.extend(["helpful", "cai-generate", "cai-train", "finetune", "peft", "cai"]);
+    wanted.extend(["helpful", "cai-generate", "cai-train", "finetune", "peft", "report", "cai"]);
     assert_eq!(listed, wanted);
     assert!(
         output.lines().all(|line| line.split_whitespace().count() > 3),

@@ -232,7 +232,7 @@ fn run_directories_are_found_finished_or_not() {
     };
     assert_eq!(found(dir.path()), [dir.path().join("ppo"), dir.path().join("sft")]);
     assert_eq!(found(open.path()), [open.path()]);
-    assert_eq!(found(&dir.path().join("notes")), [PathBuf::new(); 0]);
+    assert!(found(&dir.path().join("notes")).is_empty());
     assert!(RunDir::look(dir.path().join("notes")).is_none());
     let error = RunDir::find(&dir.path().join("none")).unwrap_err().to_string();
     assert!(error.contains("none"), "{error}");
