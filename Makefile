@@ -109,6 +109,7 @@ build: ready ## build every binary into target/release
 
 .PHONY: test
 test: build ## run all tests
+	@scripts/browser --install >/dev/null
 	@cargo test --release --workspace --locked
 
 .PHONY: ci

@@ -304,6 +304,21 @@ impl TableReader {
         self.source.num_rows()
     }
 
+    /// The columns of a table that hold single texts, numbers or truth values, all as optional ones.
+    ///
+    /// # Errors
+    /// If it cannot be read or is not (whole) Parquet.
+    pub fn columns_of(path: impl AsRef<Path>) -> Result<Vec<Column>> {
+        const KINDS: [Kind; 4] = [Kind::Text, Kind::Bool, Kind::Int, Kind::Float64];
+        let source = ParquetSource::open(path.as_ref())?;
+        let fields = source.schema().fields().iter();
+        let columns = fields.filter_map(|field| {
+            let kind = KINDS.into_iter().find(|kind| kind.reads(field.data_type()))?;
+            Some(Column::optional(field.name(), kind))
+        });
+        Ok(columns.collect())
+    }
+
     /// The names of the columns the file has.
     pub fn column_names(&self) -> Vec<&str> {
         self.source.schema().fields().iter().map(|f| f.name().as_str()).collect()

@@ -76,6 +76,25 @@ impl RunDir {
         if run.is_finished() { Ok(run) } else { Err(Error::Unfinished { path: run.root }) }
     }
 
+    /// The run directory at `path`, finished or not; none where no run of temper left anything.
+    pub fn look(path: impl Into<PathBuf>) -> Option<Self> {
+        Some(Self { root: path.into() }).filter(Self::is_marked)
+    }
+
+    /// The run directory at `path`, or those directly in the folder `path`, by name; finished or not.
+    ///
+    /// # Errors
+    /// If there is no such folder.
+    pub fn find(path: &Path) -> io::Result<Vec<Self>> {
+        if let Some(run) = Self::look(path) {
+            return Ok(vec![run]);
+        }
+        let entries = fs::read_dir(path)?.collect::<io::Result<Vec<_>>>()?;
+        let mut folders: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
+        folders.sort();
+        Ok(folders.into_iter().filter_map(Self::look).collect())
+    }
+
     /// The directory itself.
     pub fn path(&self) -> &Path {
         &self.root

@@ -19,7 +19,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that must start without loading libtorch.
-const TORCH_FREE: &[&str] = &["artifact", "data", "stage", "data-prep"];
+const TORCH_FREE: &[&str] = &["artifact", "data", "stage", "data-prep", "report"];
 
 /// The most external dependencies a crate may name.
 const MAX_EXTERNAL: usize = 24;

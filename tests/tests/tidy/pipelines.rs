@@ -120,6 +120,7 @@ impl Yard {
             "finetune",
             "peft",
             "evaluate",
+            "report",
             "chat",
         ] {
             yard.program(&format!("target/release/{stage}"), STAND_IN);
@@ -193,7 +194,7 @@ impl Yard {
     }
 }
 
-const ALL: [&str; 11] = [
+const ALL: [&str; 12] = [
     "data-prep data-prep",
     "pretrain pretrain",
     "sft sft",
@@ -205,6 +206,7 @@ const ALL: [&str; 11] = [
     "finetune finetune",
     "peft peft",
     "evaluate evaluate",
+    "report report",
 ];
 
 #[test]
@@ -213,7 +215,7 @@ fn make_runs_the_pipeline_in_order_once() {
     let ran = yard.ran(&["-j4"]);
     let place = |stage: &str| ran.iter().position(|line| line == stage);
     assert_eq!(ran.len(), ALL.len(), "{ran:?}");
-    for path in [&[0, 1, 2, 3, 4][..], &[0, 1, 2, 5, 6, 7], &[0, 1, 2, 8, 10], &[4, 7, 9, 10]] {
+    for path in [&[0, 1, 2, 3, 4][..], &[0, 1, 2, 5, 6, 7], &[0, 1, 2, 8, 10, 11], &[4, 7, 9, 10]] {
         let places: Vec<usize> = path.iter().map(|&at| place(ALL[at]).unwrap()).collect();
         assert!(places.is_sorted(), "{ran:?}");
     }
@@ -377,7 +379,8 @@ fn help_lists_every_target_in_a_line_each() {
     let mut wanted: Vec<&str> =
         phony.flat_map(str::split_whitespace).filter(|it| !internal.contains(it)).collect();
     wanted.extend(["data-prep", "pretrain", "sft", "reward", "ppo"]);
-    wanted.extend(["helpful", "cai-generate", "cai-train", "finetune", "peft", "evaluate", "cai"]);
+    wanted.extend(["helpful", "cai-generate", "cai-train", "finetune", "peft"]);
+    wanted.extend(["evaluate", "report", "cai"]);
     assert_eq!(listed, wanted);
     assert!(
         output.lines().all(|line| line.split_whitespace().count() > 3),

@@ -176,3 +176,25 @@ fn a_truncated_table_is_an_error_that_names_the_file() {
         "{error}"
     );
 }
+
+#[test]
+fn the_columns_of_any_table_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.parquet");
+    write(&path, 4);
+    let found = TableReader::columns_of(&path).unwrap();
+    let kinds: Vec<(&str, Kind)> = found.iter().map(|c| (c.name.as_str(), c.kind)).collect();
+    let wanted = [
+        ("prompt", Kind::Text),
+        ("response", Kind::Text),
+        ("score", Kind::Float64),
+        ("loss", Kind::Float64),
+        ("step", Kind::Int),
+        ("right", Kind::Bool),
+    ];
+    assert_eq!(kinds, wanted);
+    assert!(found.iter().all(|column| !column.required));
+    fs_err::write(&path, "no table").unwrap();
+    let error = TableReader::columns_of(&path).unwrap_err().to_string();
+    assert!(error.contains("t.parquet: not a readable Parquet file"), "{error}");
+}

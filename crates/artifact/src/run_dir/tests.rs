@@ -218,3 +218,22 @@ fn an_adapter_is_found_in_its_own_directory_and_in_a_run() {
     run.remove_adapter().unwrap();
     assert_eq!(adapter_dir(run.path()).unwrap(), None);
 }
+
+#[test]
+fn run_directories_are_found_finished_or_not() {
+    let dir = tempfile::tempdir().unwrap();
+    finished(&dir.path().join("sft"), "sft", &["model/config.json"]);
+    let open = RunDir::create(dir.path().join("ppo")).unwrap();
+    open.write_config("seed = 0\n").unwrap();
+    fs::create_dir_all(dir.path().join("notes")).unwrap();
+    fs::write(dir.path().join("sft.inputs.mk"), "").unwrap();
+    let found = |path: &Path| -> Vec<PathBuf> {
+        RunDir::find(path).unwrap().iter().map(|run| run.path().to_path_buf()).collect()
+    };
+    assert_eq!(found(dir.path()), [dir.path().join("ppo"), dir.path().join("sft")]);
+    assert_eq!(found(open.path()), [open.path()]);
+    assert!(found(&dir.path().join("notes")).is_empty());
+    assert!(RunDir::look(dir.path().join("notes")).is_none());
+    let error = RunDir::find(&dir.path().join("none")).unwrap_err().to_string();
+    assert!(error.contains("none"), "{error}");
+}

@@ -1,0 +1,10 @@
+//! The real binary over run directories made here, and the page it writes in a real browser.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod bad_input;
+mod browser;
+mod drawn;
+mod fixture;
+mod look;
+mod output;
