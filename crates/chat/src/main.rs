@@ -1,6 +1,7 @@
-//! chat: a conversation with a model in the terminal, or one answer to one prompt.
+//! chat: a conversation with a model in the terminal, one answer to one prompt, or models served over HTTP.
 
 mod conversation;
+mod serve;
 mod speaker;
 
 use std::io::{self, Write};
@@ -10,8 +11,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use data::template::ChatTemplate;
 use data::tokenizer::Tokenizer;
-use model::Precision;
 use model::generate::Sampling;
+use model::{ModelConfig, Precision};
 use stage::{DeviceSpec, ErrorExt as _, Interrupt, Signal, UsageError};
 use torch_ext::device;
 use training::peft::Place;
@@ -29,7 +30,8 @@ use crate::speaker::Speaker;
     max_term_width = 100,
     after_help = "Reads:   a Hugging Face directory, or the run directory of a stage that makes a model\n\
                   Writes:  the answers to stdout\n\
-                  Example: chat --model runs/quickstart/sft --prompt \"강아지는 무엇을 먹어요?\""
+                  Example: chat --model runs/quickstart/sft --prompt \"강아지는 무엇을 먹어요?\"\n         \
+                  chat serve --help    models over HTTP, and a page to talk to them"
 )]
 struct Args {
     /// The model: a Hugging Face directory, a run directory (one with an adapter only finds its base), or a checkpoint.
@@ -96,6 +98,10 @@ impl Args {
 }
 
 fn main() -> ExitCode {
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == "serve") {
+        return serve::main(words);
+    }
     let args = Args::parse();
     stage::program(args.verbose, || run(&args))
 }
@@ -128,6 +134,19 @@ fn run(args: &Args) -> anyhow::Result<()> {
         (None, Some(prompt)) => speaker.go_on(prompt),
         (template, None) => conversation::in_terminal(&mut speaker, template.as_ref(), args),
     }
+}
+
+/// The tokens at which an answer ends.
+pub(crate) fn stop_ids(
+    tokenizer: &Tokenizer,
+    end_of_turn: Option<&str>,
+    config: &ModelConfig,
+) -> Vec<i64> {
+    let own = tokenizer.stop_ids(end_of_turn).into_iter().map(i64::from);
+    let mut ids: Vec<i64> = own.chain(config.eos_token_ids.iter().copied()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }
 
 /// The chat template that comes with the tokenizer.

@@ -37,10 +37,7 @@ impl<'a> Speaker<'a> {
         interrupt: &'a Interrupt,
     ) -> anyhow::Result<Self> {
         let context = decoder.config().max_position_embeddings as usize;
-        let own = tokenizer.stop_ids(end_of_turn).into_iter().map(i64::from);
-        let mut ids: Vec<i64> = own.chain(decoder.config().eos_token_ids.iter().copied()).collect();
-        ids.sort_unstable();
-        ids.dedup();
+        let ids = crate::stop_ids(tokenizer, end_of_turn, decoder.config());
         Ok(Self {
             engine: Engine::new(decoder, 1, context)?,
             tokenizer,
