@@ -1,6 +1,7 @@
 //! What a request asks for, checked against what its model can.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use data::encode::chat_prompt;
@@ -12,8 +13,9 @@ use training::respond::sample_seed;
 
 use super::fields::{Fields, wrong};
 use super::models::Served;
-use super::queue::{Piece, Work};
+use super::queue::Work;
 use super::refusal::Refusal;
+use super::reply::Pieces;
 
 /// The most choices of one prompt, and the most prompts of one request.
 const MOST: u64 = 128;
@@ -54,6 +56,7 @@ pub(crate) struct Asked {
     max_tokens: Option<usize>,
     sampling: Sampling,
     stop: Vec<String>,
+    ignore_eos: bool,
 }
 
 impl Asked {
@@ -75,6 +78,7 @@ impl Asked {
         let max_tokens = max_tokens(shape, &mut fields, echo)?;
         let logprobs = logprobs(shape, &mut fields)?;
         let (sampling, stop) = (sampling(&mut fields)?, stops(&mut fields)?);
+        let ignore_eos = fields.boolean("ignore_eos")?;
         let prompts = match shape {
             Shape::Chat => vec![conversation(&mut fields, &served)?],
             Shape::Completion => texts(&mut fields, &served)?,
@@ -93,6 +97,7 @@ impl Asked {
             max_tokens,
             sampling,
             stop,
+            ignore_eos,
         };
         asked.check()?;
         Ok(asked)
@@ -107,7 +112,9 @@ impl Asked {
             if len >= context {
                 return Err(Refusal::too_long(
                     name,
-                    format!("the prompt of {len} tokens leaves no room for an answer in the model's context of {context}"),
+                    format!(
+                        "the prompt of {len} tokens leaves no room for an answer in the model's context of {context}"
+                    ),
                 ));
             }
             if let Some(max) = self.max_tokens.filter(|max| len.saturating_add(*max) > context) {
@@ -147,9 +154,9 @@ impl Asked {
     }
 
     /// The answers that the model's worker is to give, and where they come.
-    pub(crate) fn work(&self, deadline: Instant) -> (Vec<Work>, mpsc::Receiver<Piece>) {
-        let stop =
-            Arc::new(StopRules { ids: self.served.stop_ids.clone(), strings: self.stop.clone() });
+    pub(crate) fn work(&self, deadline: Instant) -> (Vec<Work>, Pieces) {
+        let ids = if self.ignore_eos { Vec::new() } else { self.served.stop_ids.clone() };
+        let stop = Arc::new(StopRules { ids, strings: self.stop.clone() });
         let report = Report {
             top: self.logprobs.unwrap_or(0),
             prompt: self.echo && self.logprobs.is_some(),
@@ -158,8 +165,10 @@ impl Asked {
         let requests: Vec<Request> =
             choices.enumerate().map(|(choice, prompt)| self.request(prompt, choice)).collect();
         // Room for every piece: the prompt's, one for each token, and the end.
-        let pieces = if self.stream { |r: &Request| r.max_new_tokens + 2 } else { |_: &Request| 2 };
+        let pieces =
+            if self.stream { |r: &Request| r.max_new_tokens + 2 } else { |_: &Request| 2 };
         let (to, from) = mpsc::channel(requests.iter().map(pieces).sum());
+        let taken = Arc::new(AtomicUsize::new(0));
         let work = requests.into_iter().enumerate().map(|(choice, request)| Work {
             choice,
             request,
@@ -167,9 +176,10 @@ impl Asked {
             report,
             stream: self.stream,
             to: to.clone(),
+            taken: Arc::clone(&taken),
             deadline,
         });
-        (work.collect(), from)
+        (work.collect(), Pieces::new(from, Arc::clone(&taken), deadline))
     }
 }
 
@@ -182,7 +192,9 @@ fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, Refusal> {
         }
         Some(Value::Object(options)) => {
             let known = ["include_usage", "include_obfuscation"];
-            if let Some((name, _)) = options.iter().find(|(name, _)| !known.contains(&name.as_str())) {
+            if let Some((name, _)) =
+                options.iter().find(|(name, _)| !known.contains(&name.as_str()))
+            {
                 let message = format!("`stream_options.{name}` is not known here");
                 return Err(Refusal::param(NAME, message));
             }
@@ -355,7 +367,8 @@ fn message(at: usize, item: Value, served: &Served) -> Result<Message, Refusal> 
         return Err(Refusal::param(&other, format!("`{other}` is not supported here")));
     }
     if let Some(token) = served.tokenizer.special_in(&text) {
-        let message = format!("`{content}` spells out the special token {token}, which would forge a turn");
+        let message =
+            format!("`{content}` spells out the special token {token}, which would forge a turn");
         return Err(Refusal::param(&content, message));
     }
     Ok(Message::new(role, text))
@@ -399,7 +412,10 @@ fn token_prompt(items: &[Value], served: &Served) -> Result<Prompt, Refusal> {
     let id = |item: &Value| {
         let id = item.as_u64().and_then(|id| i64::try_from(id).ok());
         id.filter(|id| *id < served.limits.vocab).ok_or_else(|| {
-            fail(format!("token id {item} is outside the model's vocabulary of {}", served.limits.vocab))
+            fail(format!(
+                "token id {item} is outside the model's vocabulary of {}",
+                served.limits.vocab
+            ))
         })
     };
     let ids = items.iter().map(id).collect::<Result<Vec<i64>, _>>()?;

@@ -77,9 +77,8 @@ impl Fields {
 
     /// Any whole number of 64 bits, for its bits.
     pub(crate) fn bits(&mut self, name: &str) -> Result<Option<u64>, Refusal> {
-        let bits = |value: &Value| {
-            value.as_u64().or_else(|| value.as_i64().map(i64::cast_unsigned))
-        };
+        let bits =
+            |value: &Value| value.as_u64().or_else(|| value.as_i64().map(i64::cast_unsigned));
         self.within(name, "a whole number of 64 bits", bits, |_| true)
     }
 

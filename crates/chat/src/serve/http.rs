@@ -24,7 +24,7 @@ use super::asked::{Asked, Shape};
 use super::models::Served;
 use super::queue::NotTaken;
 use super::refusal::{Refusal, json_response};
-use super::reply::{Events, Frames, Pieces};
+use super::reply::{Events, Frames};
 
 /// Connections at a time; more wait to be accepted.
 const CONNECTIONS: usize = 1024;
@@ -136,7 +136,7 @@ async fn answer(
     }
     let body = read(request.into_body(), server.limits).await?;
     let asked = Asked::read(shape, &body, |id| server.find(id))?;
-    let (work, from) = asked.work(deadline);
+    let (work, pieces) = asked.work(deadline);
     if work.len() > server.limits.waiting {
         let (asked, most) = (work.len(), server.limits.waiting);
         return Err(Refusal::bad(format!("{asked} answers are asked for; {most} are the most")));
@@ -146,7 +146,7 @@ async fn answer(
         NotTaken::Closed => Refusal::stopping(),
     })?;
     let number = server.answers.fetch_add(1, Ordering::Relaxed);
-    let (frames, pieces) = (Frames::new(asked, number), Pieces::new(from, deadline));
+    let frames = Frames::new(asked, number);
     if !frames.asked.stream {
         return Ok(json_response(StatusCode::OK, &frames.whole(pieces).await?));
     }
@@ -172,10 +172,10 @@ async fn read(mut body: Body, limits: Limits) -> Result<Vec<u8>, Refusal> {
     }
     let all = async {
         let mut all = Vec::new();
-        while let Some(frame) =
-            std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await
+        while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await
         {
-            let frame = frame.map_err(|error| Refusal::bad(format!("the body broke off: {error}")))?;
+            let frame =
+                frame.map_err(|error| Refusal::bad(format!("the body broke off: {error}")))?;
             all.extend_from_slice(&frame.into_data().unwrap_or_default());
             if all.len() > limits.body {
                 return Err(too_large());

@@ -1,10 +1,9 @@
 //! The models that are served: how they are called, what they can, and the thread that each runs on.
 
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use data::template::ChatTemplate;
 use data::tokenizer::Tokenizer;
 use model::generate::{Engine, Limits};
@@ -15,6 +14,7 @@ use training::peft::Place;
 
 use super::queue::Queue;
 use super::worker::Live;
+use crate::names::{name_and_dir, name_of};
 
 /// A model that the command line names.
 #[derive(Debug, Clone)]
@@ -35,6 +35,8 @@ pub(crate) struct Served {
     pub(crate) stop_ids: Vec<i64>,
     /// The bytes of every token.
     pub(crate) token_bytes: Vec<Box<[u8]>>,
+    /// How many of them are text: none of a special token's.
+    pub(crate) text_bytes: Vec<u16>,
     pub(crate) queue: Queue,
 }
 
@@ -54,7 +56,10 @@ pub(crate) fn find(models: &[String], adapters: &[String]) -> anyhow::Result<Vec
     let mut all: Vec<Named> = Vec::new();
     let mut add = |named: Named| -> anyhow::Result<()> {
         if all.iter().any(|other| other.id == named.id) {
-            let message = format!("two models are called `{}`; give one another name, as in --model NAME=DIR", named.id);
+            let message = format!(
+                "two models are called `{}`; give one another name, as in --model NAME=DIR",
+                named.id
+            );
             return Err(UsageError::msg(message).into());
         }
         all.push(named);
@@ -65,7 +70,7 @@ pub(crate) fn find(models: &[String], adapters: &[String]) -> anyhow::Result<Vec
         let place = Place::find(&dir, None).usage()?;
         let id = match name {
             Some(name) => name,
-            None => name_of(&dir).with_context(|| format!("{text}: has no name")).usage()?,
+            None => name_of(&dir).usage()?,
         };
         add(Named { id, place })?;
     }
@@ -89,23 +94,6 @@ pub(crate) fn find(models: &[String], adapters: &[String]) -> anyhow::Result<Vec
     Ok(all)
 }
 
-/// `NAME=DIR`, or a directory alone, which may have a `=` in its name.
-fn name_and_dir(text: &str) -> (Option<String>, PathBuf) {
-    match text.split_once('=') {
-        Some((name, dir)) if !name.is_empty() && !Path::new(text).exists() => {
-            (Some(name.to_owned()), dir.into())
-        }
-        _ => (None, text.into()),
-    }
-}
-
-/// The last part of a path.
-fn name_of(dir: &Path) -> anyhow::Result<String> {
-    let whole = fs_err::canonicalize(dir)?;
-    let name = whole.file_name().context("the root of the file system has no name")?;
-    Ok(name.to_string_lossy().into_owned())
-}
-
 impl Named {
     /// Reads all but the weights.
     pub(crate) fn open(&self, running: Running, queue: Queue) -> anyhow::Result<Served> {
@@ -119,10 +107,11 @@ impl Named {
             .transpose()
             .map_err(|error| anyhow!("{shown}: {error}"))
             .usage()?;
-        let limits = Limits { vocab: config.vocab_size, context: context(&config, running, &shown)? };
+        let limits =
+            Limits { vocab: config.vocab_size, context: context(&config, running, &shown)? };
         let end_of_turn = template.as_ref().and_then(ChatTemplate::end_of_turn);
         let stop_ids = crate::stop_ids(&tokenizer, end_of_turn, &config);
-        let token_bytes = tokenizer.token_bytes();
+        let (token_bytes, text_bytes) = (tokenizer.token_bytes(), tokenizer.byte_lengths());
         Ok(Served {
             id: self.id.clone(),
             tokenizer,
@@ -130,6 +119,7 @@ impl Named {
             limits,
             stop_ids,
             token_bytes,
+            text_bytes,
             queue,
         })
     }

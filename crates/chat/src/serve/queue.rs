@@ -1,6 +1,7 @@
 //! Requests on their way to a model's worker.
 
 use std::collections::VecDeque;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,8 @@ pub(crate) struct Work {
     pub(crate) stream: bool,
     /// To the client; closed where it has left. It has room for every piece of the answer, so the worker never waits.
     pub(crate) to: mpsc::Sender<Piece>,
+    /// How many pieces the client has taken, of all its choices.
+    pub(crate) taken: Arc<AtomicUsize>,
     pub(crate) deadline: Instant,
 }
 
@@ -100,7 +103,7 @@ pub(crate) struct Queue {
     state: Mutex<State>,
     changed: Condvar,
     max_waiting: usize,
-    /// A client that lets its answer lie for so long is given up.
+    /// A client that takes nothing of what lies there for so long is given up.
     pub(crate) patience: Duration,
 }
 

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -17,7 +19,7 @@ use tokio::time::Sleep;
 use super::asked::{Asked, Shape};
 use super::queue::{End, Failure, Piece};
 use super::refusal::Refusal;
-use super::shape::{Told, TextAt};
+use super::shape::{TextAt, Told};
 
 /// A worker that has not said within this time that a request is over is not waited for.
 const GRACE: Duration = Duration::from_secs(1);
@@ -25,17 +27,23 @@ const GRACE: Duration = Duration::from_secs(1);
 /// The pieces of an answer as they come; it always ends, if need be with a failure.
 pub(crate) struct Pieces {
     from: mpsc::Receiver<Piece>,
+    taken: Arc<AtomicUsize>,
     late: Pin<Box<Sleep>>,
 }
 
 impl Pieces {
-    pub(crate) fn new(from: mpsc::Receiver<Piece>, deadline: Instant) -> Self {
+    pub(crate) fn new(
+        from: mpsc::Receiver<Piece>,
+        taken: Arc<AtomicUsize>,
+        deadline: Instant,
+    ) -> Self {
         let late = Box::pin(tokio::time::sleep_until((deadline + GRACE).into()));
-        Self { from, late }
+        Self { from, taken, late }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, Failure>> {
         if let Poll::Ready(piece) = self.from.poll_recv(cx) {
+            self.taken.fetch_add(1, Ordering::Relaxed);
             // Without a piece the worker is gone, and has said why on its own thread.
             return Poll::Ready(piece.ok_or(Failure::Stopping));
         }

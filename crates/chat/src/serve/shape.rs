@@ -59,7 +59,9 @@ impl Told {
         let mut offsets = Vec::with_capacity(self.0.len());
         for token in &self.0 {
             offsets.push(at.chars);
-            at.add(served.bytes(token.id));
+            if served.is_text(token.id) {
+                at.add(served.bytes(token.id));
+            }
         }
         let names = self.0.iter().map(|token| name(served.bytes(token.id)));
         let logprobs = self.0.iter().map(|token| token.logprob);
@@ -99,6 +101,10 @@ impl TextAt {
 }
 
 impl Served {
+    fn is_text(&self, id: i64) -> bool {
+        usize::try_from(id).ok().and_then(|id| self.text_bytes.get(id)).is_some_and(|len| *len > 0)
+    }
+
     fn bytes(&self, id: i64) -> &[u8] {
         usize::try_from(id).ok().and_then(|id| self.token_bytes.get(id)).map_or(&[], |b| &**b)
     }
@@ -108,7 +114,9 @@ impl Served {
 fn name(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
-        Err(_) => bytes.iter().fold("bytes:".to_owned(), |text, byte| format!("{text}\\x{byte:02x}")),
+        Err(_) => {
+            bytes.iter().fold("bytes:".to_owned(), |text, byte| format!("{text}\\x{byte:02x}"))
+        }
     }
 }
 
@@ -126,14 +134,15 @@ mod tests {
     #[test]
     fn offsets_count_characters_and_not_bytes() {
         let mut at = TextAt::default();
-        let offsets: Vec<usize> = [&b"a"[..], "민수".as_bytes(), &[0xEC], &[0x95, 0x88], b"!", &[0xFF], b"b"]
-            .iter()
-            .map(|bytes| {
-                let before = at.chars;
-                at.add(bytes);
-                before
-            })
-            .collect();
+        let offsets: Vec<usize> =
+            [&b"a"[..], "민수".as_bytes(), &[0xEC], &[0x95, 0x88], b"!", &[0xFF], b"b"]
+                .iter()
+                .map(|bytes| {
+                    let before = at.chars;
+                    at.add(bytes);
+                    before
+                })
+                .collect();
         assert_eq!(offsets, [0, 1, 3, 3, 4, 5, 6]);
     }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use data::tokenizer::Tokenizer;
@@ -11,9 +13,6 @@ use training::respond::Streamed;
 
 use super::queue::{End, Failure, Piece, Queue, Token, Work};
 
-/// So many pieces may lie unread before a client counts as slow.
-const UNREAD: usize = 64;
-
 /// An answer being generated.
 struct Running {
     choice: usize,
@@ -21,8 +20,9 @@ struct Running {
     stream: bool,
     deadline: Instant,
     tops: Vec<Vec<(i64, f32)>>,
-    /// Since when the client has not kept up.
-    slow_since: Option<Instant>,
+    taken: Arc<AtomicUsize>,
+    /// What the client had taken when it was last seen to take something, and when that was.
+    seen: (usize, Instant),
     failure: Option<Failure>,
 }
 
@@ -33,11 +33,13 @@ impl Running {
             return ControlFlow::Break(());
         }
         let now = Instant::now();
-        let unread = self.to.max_capacity() - self.to.capacity();
-        self.slow_since = (unread > UNREAD).then(|| self.slow_since.unwrap_or(now));
+        let taken = self.taken.load(Ordering::Relaxed);
+        if taken != self.seen.0 || self.to.capacity() == self.to.max_capacity() {
+            self.seen = (taken, now);
+        }
         self.failure = if now >= self.deadline {
             Some(Failure::Timeout)
-        } else if self.slow_since.is_some_and(|since| now - since >= queue.patience) {
+        } else if now - self.seen.1 >= queue.patience {
             Some(Failure::Slow)
         } else if queue.is_broken_off() {
             Some(Failure::Stopping)
@@ -69,8 +71,9 @@ impl<'t> Source<'t> for Live<'t> {
             if work.to.is_closed() {
                 continue;
             }
-            let Work { choice, request, stop, report, stream, to, deadline } = work;
-            if Instant::now() >= deadline {
+            let Work { choice, request, stop, report, stream, to, taken, deadline } = work;
+            let now = Instant::now();
+            if now >= deadline {
                 let _ = to.try_send(Piece::End { choice, end: Err(Failure::Timeout) });
                 continue;
             }
@@ -78,8 +81,9 @@ impl<'t> Source<'t> for Live<'t> {
             self.next_key += 1;
             let context: Vec<u32> = request.ids.iter().map(|id| *id as u32).collect();
             let text = Box::new(Streamed::new(self.tokenizer.stream_after(&context, true)));
-            let (tops, slow_since, failure) = (Vec::new(), None, None);
-            let running = Running { choice, to, stream, deadline, tops, slow_since, failure };
+            let seen = (taken.load(Ordering::Relaxed), now);
+            let (tops, failure) = (Vec::new(), None);
+            let running = Running { choice, to, stream, deadline, tops, taken, seen, failure };
             self.running.insert(key, running);
             return Some(Job { key, request, stop, text: Some(text), report });
         }

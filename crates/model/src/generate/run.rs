@@ -267,12 +267,7 @@ impl<'a, 's, 't> Run<'a, 's, 't> {
     }
 
     /// Of hidden states `[N - 1, D]` of a prompt of N tokens, all but the last.
-    fn prompt_tokens(
-        &self,
-        ids: &[i64],
-        hidden: &Tensor,
-        top: usize,
-    ) -> Result<Vec<PromptToken>> {
+    fn prompt_tokens(&self, ids: &[i64], hidden: &Tensor, top: usize) -> Result<Vec<PromptToken>> {
         let mut tokens = vec![PromptToken { id: ids[0], logprob: None, top: Vec::new() }];
         let count = hidden.size()[0];
         for start in (0..count).step_by(PROMPT_CHUNK as usize) {

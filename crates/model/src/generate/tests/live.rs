@@ -87,9 +87,7 @@ fn a_request_that_comes_late_gets_what_it_gets_alone() {
     }));
     let alone: Vec<Generated> = requests
         .iter()
-        .map(|r| {
-            generate(&decoder, 1, std::slice::from_ref(r), &StopRules::default()).remove(0)
-        })
+        .map(|r| generate(&decoder, 1, std::slice::from_ref(r), &StopRules::default()).remove(0))
         .collect();
     // All at once, now and then, and one after another; the cache grows in slots and in length as they come.
     for (rows, kernels, apart) in
@@ -133,19 +131,18 @@ fn a_request_that_is_left_makes_room_for_the_next() {
 fn each_request_has_its_own_stop_rules() {
     let decoder = tiny(Architecture::Gpt2, &LoadOptions::default());
     let asked = request(vec![5, 6, 7], 12, Sampling { seed: 3, ..Sampling::default() });
-    let free =
-        generate(&decoder, 1, std::slice::from_ref(&asked), &StopRules::default()).remove(0);
+    let free = generate(&decoder, 1, std::slice::from_ref(&asked), &StopRules::default()).remove(0);
     let table = |id: i64| format!("{id} 번, ").into_bytes();
-    let text = || -> Option<Box<dyn TextDecoder>> {
-        Some(Box::new(Bytes { table, pending: Vec::new() }))
-    };
+    let text =
+        || -> Option<Box<dyn TextDecoder>> { Some(Box::new(Bytes { table, pending: Vec::new() })) };
     let end = free.ids.iter().position(|id| *id == free.ids[4]).unwrap();
     let by_id = StopRules { ids: vec![free.ids[4]], strings: vec![] };
     let by_string = StopRules { ids: vec![], strings: vec![format!("{} 번", free.ids[4])] };
     let stops = [StopRules::default(), by_id, by_string];
-    let jobs = stops.into_iter().enumerate().map(|(key, stop)| {
-        (0, Job { stop: Arc::new(stop), text: text(), ..job(key, &asked) })
-    });
+    let jobs = stops
+        .into_iter()
+        .enumerate()
+        .map(|(key, stop)| (0, Job { stop: Arc::new(stop), text: text(), ..job(key, &asked) }));
     let mut script = Script::new(jobs.collect());
     engine(&decoder, 3, true).serve(&mut script).unwrap();
     let [all, by_id, by_string] = &script.told[..] else { panic!() };
@@ -170,9 +167,10 @@ fn probable_tokens_and_prompts_are_reported_as_whole_forward_passes_have_them() 
         (request(token_ids(12, 61, 4), 0, Sampling::greedy()), Report { top: 2, prompt: true }),
     ];
     for kernels in [true, false] {
-        let jobs = asked.iter().enumerate().map(|(key, (request, report))| {
-            (0, Job { report: *report, ..job(key, request) })
-        });
+        let jobs = asked
+            .iter()
+            .enumerate()
+            .map(|(key, (request, report))| (0, Job { report: *report, ..job(key, request) }));
         let mut script = Script::new(jobs.collect());
         engine(&decoder, 8, kernels).serve(&mut script).unwrap();
         for ((request, report), told) in asked.iter().zip(&script.told) {
