@@ -208,6 +208,24 @@ fn texts_are_completed() {
             .collect();
         assert_eq!(indices, [0, 1, 2, 3, 4, 5]);
         assert_eq!(many["usage"]["completion_tokens"], 96);
+    });
+}
+
+#[test]
+fn a_prompt_is_told_with_its_log_probabilities() {
+    wait(async {
+        let yard = Yard::new(RUNNING, LIMITS);
+        let ask = async |body: Value| yard.ask(TEXT, &body).await;
+        let text = "민수는 공원에서";
+        let ids = tokenizer().encode(text, true).unwrap().ids;
+        let base =
+            json!({ "model": "plain", "prompt": text, "temperature": 0, "ignore_eos": true });
+        let with = |more: Value| {
+            let mut body = base.clone();
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            body
+        };
+        let said = ask(base.clone()).await["choices"][0]["text"].as_str().unwrap().to_owned();
         // The prompt told with its log-probabilities, alone and with an answer; as a stream it adds up.
         let echo = with(json!({ "echo": true, "logprobs": 3, "max_tokens": 4 }));
         let told = ask(echo.clone()).await;

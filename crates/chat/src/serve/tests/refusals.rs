@@ -14,25 +14,32 @@ async fn refused(yard: &Yard, request: Request<Body>) -> (u16, Value, HeaderMap)
     (status.as_u16(), json["error"].clone(), headers)
 }
 
-#[test]
-fn every_wrong_parameter_is_named() {
+/// Path, body, the parameter that is named, and part of what is said.
+type Case = (&'static str, Value, &'static str, &'static str);
+
+fn with(base: Value, more: &Value) -> Value {
+    let mut body = base;
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+fn chat(more: Value) -> Value {
+    let messages = json!([{ "role": "user", "content": "x" }]);
+    with(json!({ "model": "talker", "messages": messages, "max_tokens": 2 }), &more)
+}
+
+fn said(content: Value) -> Value {
+    chat(json!({ "messages": [{ "role": "user", "content": content }] }))
+}
+
+fn text_of(more: Value) -> Value {
+    with(json!({ "model": "plain", "prompt": "x", "max_tokens": 2 }), &more)
+}
+
+fn wrong_messages() -> Vec<Case> {
     let message = json!([{ "role": "user", "content": "x" }]);
-    let chat = |more: Value| {
-        let mut body = json!({ "model": "talker", "messages": message, "max_tokens": 2 });
-        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        body
-    };
-    let said =
-        |content: Value| chat(json!({ "messages": [{ "role": "user", "content": content }] }));
-    let text = |more: Value| {
-        let mut body = json!({ "model": "plain", "prompt": "x", "max_tokens": 2 });
-        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        body
-    };
-    let cases = [
-        (CHAT, json!([1]), "", "must be a JSON object"),
+    vec![
         (CHAT, json!({ "messages": message }), "model", "`model` is missing"),
-        (CHAT, chat(json!({ "model": 3 })), "model", "must be a string, not 3"),
         (CHAT, chat(json!({ "messages": [] })), "messages", "is empty"),
         (CHAT, chat(json!({ "messages": null })), "messages", "is missing"),
         (CHAT, chat(json!({ "messages": "x" })), "messages", "a list of messages, not \"x\""),
@@ -72,6 +79,19 @@ fn every_wrong_parameter_is_named() {
         ),
         (
             CHAT,
+            chat(json!({ "max_tokens": CONTEXT })),
+            "messages",
+            "are more than the model's context of 100000",
+        ),
+    ]
+}
+
+fn wrong_settings() -> Vec<Case> {
+    vec![
+        (CHAT, json!([1]), "", "must be a JSON object"),
+        (CHAT, chat(json!({ "model": 3 })), "model", "must be a string, not 3"),
+        (
+            CHAT,
             chat(json!({ "model": "plain" })),
             "model",
             "no chat template; it completes texts at /v1/completions",
@@ -85,14 +105,13 @@ fn every_wrong_parameter_is_named() {
         (CHAT, chat(json!({ "n": 1.5 })), "n", "not 1.5"),
         (CHAT, chat(json!({ "max_tokens": 0 })), "max_tokens", "a whole number from 1, not 0"),
         (CHAT, chat(json!({ "max_completion_tokens": 3 })), "max_tokens", "differ"),
-        (
-            CHAT,
-            chat(json!({ "max_tokens": CONTEXT })),
-            "messages",
-            "are more than the model's context of 100000",
-        ),
         (CHAT, chat(json!({ "seed": 0.5 })), "seed", "a whole number of 64 bits"),
         (CHAT, chat(json!({ "stop": [""] })), "stop", "is empty"),
+    ]
+}
+
+fn more_wrong_settings() -> Vec<Case> {
+    vec![
         (CHAT, chat(json!({ "stop": 3 })), "stop", "a string or a list of strings"),
         (CHAT, chat(json!({ "stop": vec!["a"; 17] })), "stop", "17 strings; 16 are the most"),
         (CHAT, chat(json!({ "stream": "yes" })), "stream", "true or false"),
@@ -133,42 +152,52 @@ fn every_wrong_parameter_is_named() {
             "not a parameter that is known here",
         ),
         (CHAT, chat(json!({ "echo": true })), "echo", "not a parameter"),
+    ]
+}
+
+fn wrong_texts() -> Vec<Case> {
+    vec![
         (TEXT, json!({ "model": "plain" }), "prompt", "`prompt` is missing"),
-        (TEXT, text(json!({ "prompt": [] })), "prompt", "a string, a list of strings"),
-        (TEXT, text(json!({ "prompt": ["a", 1] })), "prompt", "not 1"),
+        (TEXT, text_of(json!({ "prompt": [] })), "prompt", "a string, a list of strings"),
+        (TEXT, text_of(json!({ "prompt": ["a", 1] })), "prompt", "not 1"),
         (
             TEXT,
-            text(json!({ "prompt": [1, 999_999] })),
+            text_of(json!({ "prompt": [1, 999_999] })),
             "prompt",
             "token id 999999 is outside the model's vocabulary",
         ),
-        (TEXT, text(json!({ "prompt": [[1], []] })), "prompt", "the prompt is empty"),
+        (TEXT, text_of(json!({ "prompt": [[1], []] })), "prompt", "the prompt is empty"),
         (
             TEXT,
-            text(json!({ "prompt": vec![5; CONTEXT] })),
+            text_of(json!({ "prompt": vec![5; CONTEXT] })),
             "prompt",
             "leaves no room for an answer",
         ),
         (
             TEXT,
-            text(json!({ "prompt": vec!["a"; 129] })),
+            text_of(json!({ "prompt": vec!["a"; 129] })),
             "prompt",
             "129 prompts; 128 are the most",
         ),
         (
             TEXT,
-            text(json!({ "prompt": vec!["a"; 100], "n": 3 })),
+            text_of(json!({ "prompt": vec!["a"; 100], "n": 3 })),
             "",
             "300 answers are asked for; 256 are the most",
         ),
-        (TEXT, text(json!({ "max_tokens": 0 })), "max_tokens", "from 1, not 0"),
-        (TEXT, text(json!({ "suffix": "x" })), "suffix", "not supported"),
-        (TEXT, text(json!({ "best_of": 3 })), "best_of", "not supported"),
-        (TEXT, text(json!({ "messages": [] })), "messages", "not a parameter"),
-    ];
+        (TEXT, text_of(json!({ "max_tokens": 0 })), "max_tokens", "from 1, not 0"),
+        (TEXT, text_of(json!({ "suffix": "x" })), "suffix", "not supported"),
+        (TEXT, text_of(json!({ "best_of": 3 })), "best_of", "not supported"),
+        (TEXT, text_of(json!({ "messages": [] })), "messages", "not a parameter"),
+    ]
+}
+
+#[test]
+fn every_wrong_parameter_is_named() {
+    let cases = [wrong_messages(), wrong_settings(), more_wrong_settings(), wrong_texts()];
     wait(async {
         let yard = Yard::new(RUNNING, LIMITS);
-        for (path, body, param, part) in cases {
+        for (path, body, param, part) in cases.concat() {
             let (status, error, _) = refused(&yard, post(path, body.to_string())).await;
             assert_eq!(status, 400, "{body}: {error}");
             assert!(error["message"].as_str().unwrap().contains(part), "{part}: {error}");
@@ -179,7 +208,7 @@ fn every_wrong_parameter_is_named() {
         let neutral = json!({ "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "tools": [],
             "tool_choice": "none", "response_format": { "type": "text" }, "stop": null, "temperature": null });
         yard.ask(CHAT, &chat(neutral)).await;
-        yard.ask(TEXT, &text(json!({ "best_of": 1, "suffix": "" }))).await;
+        yard.ask(TEXT, &text_of(json!({ "best_of": 1, "suffix": "" }))).await;
     });
 }
 
