@@ -42,6 +42,7 @@ pub(crate) struct Prompt {
 }
 
 /// A request that can be answered.
+#[expect(clippy::struct_excessive_bools, reason = "they are the request's own")]
 pub(crate) struct Asked {
     pub(crate) shape: Shape,
     pub(crate) served: Arc<Served>,

@@ -195,7 +195,7 @@ impl Events {
             match self.frames.asked.shape {
                 Shape::Chat => {
                     let delta = json!({ "role": "assistant", "content": "" });
-                    self.chat(choice, delta, &Value::Null, None);
+                    self.chat(choice, &delta, &Value::Null, None);
                 }
                 Shape::Completion if self.frames.asked.echo && !prompt_comes => {
                     let text = self.frames.echoed(choice);
@@ -206,7 +206,7 @@ impl Events {
         }
     }
 
-    fn chat(&mut self, choice: usize, delta: Value, logprobs: &Value, reason: Option<&str>) {
+    fn chat(&mut self, choice: usize, delta: &Value, logprobs: &Value, reason: Option<&str>) {
         self.send(json!({
             "index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": reason,
         }));
@@ -244,14 +244,14 @@ impl Events {
                 let told = Told::from(vec![token]);
                 let logprobs = self.frames.logprobs(&told, &mut self.at[choice]);
                 match self.frames.asked.shape {
-                    Shape::Chat => self.chat(choice, json!({ "content": text }), &logprobs, None),
+                    Shape::Chat => self.chat(choice, &json!({ "content": text }), &logprobs, None),
                     Shape::Completion => self.completion(choice, &text, &logprobs, None),
                 }
             }
             Ok(Piece::End { choice, end: Ok(end) }) => {
                 let reason = Some(reason(end.finish));
                 match self.frames.asked.shape {
-                    Shape::Chat => self.chat(choice, json!({}), &Value::Null, reason),
+                    Shape::Chat => self.chat(choice, &json!({}), &Value::Null, reason),
                     Shape::Completion => self.completion(choice, "", &Value::Null, reason),
                 }
                 self.count += end.count;
