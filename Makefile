@@ -124,6 +124,10 @@ chat: $(if $(MODEL),build,$(call manifest,$(chat.reads))) ## talk to the trained
 	    $(if $(PROMPT),--prompt "$$CHAT_PROMPT")
 chat: export CHAT_PROMPT = $(PROMPT)
 
+.PHONY: serve
+serve: $(if $(MODEL),build,$(call manifest,$(chat.reads))) ## serve the trained model over HTTP (MODEL=dir for another)
+	@exec $(BIN)/chat serve --model '$(or $(MODEL),$(call run_dir,$(chat.reads)))' --device '$(DEVICE)'
+
 .PHONY: parity
 parity: build ## make the Hugging Face fixtures again and compare, in a Python venv of its own
 	@scripts/parity/run

@@ -1,7 +1,8 @@
 //! Running the real binaries, as a user would.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use std::ffi::OsStr;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread::sleep;
@@ -226,6 +227,24 @@ impl Running {
             sleep(Duration::from_millis(5));
         }
         Ok(!self.ended()?)
+    }
+
+    /// Waits for the next line of its standard output, without its end.
+    ///
+    /// # Errors
+    /// If it ends without one; the message holds what it said.
+    pub fn line(&mut self) -> Result<String> {
+        let out = self.child()?.stdout.as_mut().context("no standard output")?;
+        let mut line = Vec::new();
+        // Byte by byte: what is behind the line is left for `finish`.
+        for byte in out.bytes() {
+            match byte? {
+                b'\n' => return Ok(String::from_utf8(line)?),
+                byte => line.push(byte),
+            }
+        }
+        let child = self.child.take().context("already ended")?;
+        bail!("no line came\n{}", Outcome::new(self.command.clone(), &child.wait_with_output()?))
     }
 
     /// Sends a signal by name, `TERM` or `USR1`.

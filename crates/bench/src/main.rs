@@ -3,6 +3,7 @@
 mod bound;
 mod generate;
 mod micro;
+mod serve;
 mod timing;
 
 use std::path::PathBuf;
@@ -46,6 +47,8 @@ enum Command {
     Bound(bound::Options),
     /// Time the generation of a full batch.
     Generate(generate::Options),
+    /// Ask a running `chat serve` as one client and as many.
+    Serve(serve::Options),
     /// Time single operations against libtorch's own.
     Micro(micro::Options),
 }
@@ -101,6 +104,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Bound(options) => bound::measure(&options)?.to_string(),
         Command::Generate(options) => generate::measure(&options)?.to_string(),
+        Command::Serve(options) => serve::measure(&options)?.to_string(),
         Command::Micro(options) => micro::table(&options)?,
     };
     println!("{text}");

@@ -1,23 +1,25 @@
-//! chat: a conversation with a model in the terminal, or one answer to one prompt.
+//! chat: a conversation with a model in the terminal, one answer to one prompt, or models served over HTTP.
 
 mod conversation;
+mod names;
+mod serve;
 mod speaker;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 use data::template::ChatTemplate;
 use data::tokenizer::Tokenizer;
-use model::Precision;
 use model::generate::Sampling;
+use model::{Decoder, ModelConfig, Precision};
 use stage::{DeviceSpec, ErrorExt as _, Interrupt, Signal, UsageError};
 use torch_ext::device;
 use training::peft::Place;
 
-use crate::conversation::Conversation;
-use crate::speaker::Speaker;
+use crate::conversation::{Adapters, Conversation};
+use crate::speaker::{Settings, Speaker};
 
 /// Talks to a language model in the terminal, or answers one prompt.
 ///
@@ -29,15 +31,17 @@ use crate::speaker::Speaker;
     max_term_width = 100,
     after_help = "Reads:   a Hugging Face directory, or the run directory of a stage that makes a model\n\
                   Writes:  the answers to stdout\n\
-                  Example: chat --model runs/quickstart/sft --prompt \"강아지는 무엇을 먹어요?\""
+                  Example: chat --model runs/quickstart/sft --prompt \"강아지는 무엇을 먹어요?\"\n         \
+                  chat serve --help    models over HTTP, and a page to talk to them"
 )]
 struct Args {
     /// The model: a Hugging Face directory, a run directory (one with an adapter only finds its base), or a checkpoint.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// An adapter over it: a directory in PEFT's layout, or the run directory of a stage that made one.
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
+    /// An adapter over it: a directory in PEFT's layout, or the run directory of a stage that made one. Repeatable: /adapter
+    /// changes from the first to another, by the last part of its path or by NAME.
+    #[arg(long, value_name = "[NAME=]DIR")]
+    adapter: Vec<String>,
     /// Answer this and exit.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
@@ -96,8 +100,38 @@ impl Args {
 }
 
 fn main() -> ExitCode {
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == "serve") {
+        return serve::main(words);
+    }
     let args = Args::parse();
     stage::program(args.verbose, || run(&args))
+}
+
+/// A model that is loaded, with what it takes to talk to it.
+pub(crate) struct Model {
+    pub(crate) decoder: Decoder,
+    pub(crate) tokenizer: Tokenizer,
+    /// `None` with --raw.
+    pub(crate) template: Option<ChatTemplate>,
+}
+
+impl Model {
+    /// Loads the model that the command line names, with one of its adapters or without.
+    pub(crate) fn load(args: &Args, adapter: Option<&Path>) -> anyhow::Result<Self> {
+        let place = Place::find(&args.model, adapter).usage()?;
+        let config = place.config().usage()?;
+        let shown = adapter.unwrap_or(&args.model).display();
+        config
+            .check_language_model()
+            .map_err(|error| anyhow::anyhow!("{shown}: {error}"))
+            .usage()?;
+        let tokenizer = Tokenizer::load(place.tokenizer_dir()).usage()?;
+        let template = if args.raw { None } else { Some(template_of(&tokenizer, args)?) };
+        let device = device::resolve(&args.device.to_string()).usage()?;
+        let decoder = place.load(device, args.precision)?;
+        Ok(Self { decoder, tokenizer, template })
+    }
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
@@ -105,29 +139,32 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if args.stop.iter().any(String::is_empty) {
         return Err(UsageError::msg("--stop is empty; leave it out").into());
     }
-    let place = Place::find(&args.model, args.adapter.as_deref()).usage()?;
-    let config = place.config().usage()?;
-    let shown = args.adapter.as_ref().unwrap_or(&args.model).display();
-    config.check_language_model().map_err(|error| anyhow::anyhow!("{shown}: {error}")).usage()?;
-    let tokenizer = Tokenizer::load(place.tokenizer_dir()).usage()?;
-    let template = if args.raw { None } else { Some(template_of(&tokenizer, args)?) };
-    let device = device::resolve(&args.device.to_string()).usage()?;
-    let decoder = place.load(device, args.precision)?;
-    // One answer ends with its program; in a conversation Ctrl-C ends the answer only.
-    let interrupt = match args.prompt {
-        Some(_) => Interrupt::none(),
-        None => Interrupt::install(&[Signal::Int])?,
+    let adapters = Adapters::find(&args.adapter).usage()?;
+    let model = Model::load(args, adapters.first())?;
+    let Some(prompt) = &args.prompt else {
+        // In a conversation Ctrl-C ends the answer only.
+        let interrupt = Interrupt::install(&[Signal::Int])?;
+        return conversation::in_terminal(model, args, &adapters, &interrupt);
     };
-    let end_of_turn = template.as_ref().and_then(ChatTemplate::end_of_turn);
-    let mut speaker = Speaker::new(&decoder, &tokenizer, end_of_turn, args, &interrupt)?;
-    match (&template, &args.prompt) {
-        (Some(template), Some(prompt)) => {
-            let mut talk = Conversation::new(template, args.system.clone());
-            talk.answer(&mut speaker, prompt)
-        }
-        (None, Some(prompt)) => speaker.go_on(prompt),
-        (template, None) => conversation::in_terminal(&mut speaker, template.as_ref(), args),
+    let interrupt = Interrupt::none();
+    let mut speaker = Speaker::new(&model, Settings::new(args), &interrupt)?;
+    if args.raw {
+        return speaker.go_on(prompt);
     }
+    Conversation::new(args.system.clone()).answer(&mut speaker, prompt)
+}
+
+/// The tokens at which an answer ends.
+pub(crate) fn stop_ids(
+    tokenizer: &Tokenizer,
+    end_of_turn: Option<&str>,
+    config: &ModelConfig,
+) -> Vec<i64> {
+    let own = tokenizer.stop_ids(end_of_turn).into_iter().map(i64::from);
+    let mut ids: Vec<i64> = own.chain(config.eos_token_ids.iter().copied()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }
 
 /// The chat template that comes with the tokenizer.

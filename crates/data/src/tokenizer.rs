@@ -7,6 +7,7 @@
 //! ends, unless several tokens share the bytes of one character, so text that the tokenizer drops or
 //! trims from its own offsets (a leading space, a prepended `▁`) belongs to the token after it.
 
+mod bytes;
 mod files;
 mod stream;
 #[cfg(test)]
@@ -272,26 +273,38 @@ impl Tokenizer {
         self.specials.all.iter().map(String::as_str).find(|token| text.contains(token))
     }
 
-    /// For each id the bytes of text it stands for; 0 for special tokens, which are no text. What bits per byte divides
-    /// by.
+    /// For each id the number of bytes of text it stands for; 0 for special tokens, which are no text. What bits per byte
+    /// divides by.
     pub fn byte_lengths(&self) -> Vec<u16> {
+        let added = self.inner.get_added_tokens_decoder();
+        let mut lengths: Vec<u16> = self
+            .token_bytes()
+            .iter()
+            .map(|bytes| u16::try_from(bytes.len()).unwrap_or(u16::MAX))
+            .collect();
+        for (id, _) in added.iter().filter(|(_, token)| token.special) {
+            lengths[*id as usize] = 0;
+        }
+        lengths
+    }
+
+    /// For each id the bytes it stands for: of a special token those of its name, of a part of a character that part's.
+    pub fn token_bytes(&self) -> Vec<Box<[u8]>> {
         let byte_level = self.inner.get_decoder().is_some_and(|decoder| {
             serde_json::to_string(decoder).is_ok_and(|json| json.contains("\"ByteLevel\""))
         });
         let added = self.inner.get_added_tokens_decoder();
-        let mut lengths = vec![0; self.vocab_size];
+        let alphabet = bytes::alphabet();
+        let mut all = vec![Box::default(); self.vocab_size];
         for (token, id) in self.vocab() {
             let bytes = match added.get(&id) {
-                Some(added) if added.special => 0,
-                Some(added) => added.content.len(),
-                // Each character of a byte-level token is one byte.
-                None if byte_level => token.chars().count(),
-                None if token.len() == 6 && token.starts_with("<0x") && token.ends_with('>') => 1,
-                None => token.replace('▁', " ").len(),
+                Some(added) => added.content.clone().into_bytes(),
+                None if byte_level => bytes::of_byte_level(&token, &alphabet),
+                None => bytes::of_piece(&token),
             };
-            lengths[id as usize] = u16::try_from(bytes).unwrap_or(u16::MAX);
+            all[id as usize] = bytes.into_boxed_slice();
         }
-        lengths
+        all
     }
 
     /// The vocabulary, token to id.

@@ -2,12 +2,15 @@
 
 mod cache;
 mod engine;
+mod run;
 mod sampling;
+mod source;
 #[cfg(test)]
 mod tests;
 mod text;
 
 pub use engine::Engine;
+pub use source::{Expected, Job, Limits, PromptToken, Report, Source};
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -145,12 +148,15 @@ pub type NewTextDecoder<'a, 't> = &'a dyn Fn() -> Box<dyn TextDecoder + 't>;
 /// A token has been sampled.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event<'a> {
-    /// Index of the request.
+    /// Index of the request, or its [`Job::key`].
     pub request: usize,
     /// The token.
     pub id: i64,
     /// Its log-probability, as in [`Generated::logprobs`].
     pub logprob: f32,
+    /// The most probable tokens at its place with their log-probabilities, the best first: as many as the job's [`Report`] asks
+    /// for.
+    pub top: &'a [(i64, f32)],
     /// New text, held back while it could be the start of a stop string; the last event carries the rest.
     pub text: &'a str,
     /// Set on the last event of a request.

@@ -126,3 +126,50 @@ fn a_model_without_a_chat_template_asks_for_raw() {
         )
         .unwrap();
 }
+
+#[test]
+fn a_conversation_changes_its_adapter_and_settings_and_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("talks.jsonl");
+    let lines = format!(
+        "/set\n/set temperature=0.5\n/set temperature=hot\n/set colour=red\n/set top_k=none\n/set\n/adapter\n/adapter other\n\
+         Who was at place 3?\n/adapter none\nWho was at place 4?\n/adapter tuned\n/retry\n/save {}\n/save\n/quit\n",
+        kept.display()
+    );
+    let mut child = Command::new(binary("chat").unwrap())
+        .args(["--model", "sft", "--adapter", "tuned=peft", "--device", "cpu"])
+        .args(["--max-new-tokens", "6", "--system", "짧게"])
+        .current_dir(&*FINISHED)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let [stdout, stderr] =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    assert!(output.status.success(), "{stdout}{stderr}");
+    for part in ["temperature=0 top_k=none", "temperature=0.5 top_k=none", "\ntuned, none\n"] {
+        assert!(stdout.contains(part), "{part}: {stdout}");
+    }
+    for part in [
+        "`temperature` must be a number, as in /set temperature=1; not `hot`",
+        "there is no setting `colour`; there is temperature",
+        "there is no adapter `other`; there is tuned, none",
+        "give /save a file",
+    ] {
+        assert!(stderr.contains(part), "{part}: {stderr}");
+    }
+    let talk = json(&kept);
+    let asked: Vec<(&str, &str)> = talk["messages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| (m["role"].as_str().unwrap(), m["content"].as_str().unwrap()))
+        .filter(|(role, _)| *role != "assistant")
+        .collect();
+    let asked_then =
+        [("system", "짧게"), ("user", "Who was at place 3?"), ("user", "Who was at place 4?")];
+    assert_eq!(asked, asked_then);
+}

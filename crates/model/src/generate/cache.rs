@@ -67,6 +67,28 @@ impl Cache {
         self.slots >= slots as i64 && self.len >= len as i64
     }
 
+    /// Rows that have a place.
+    pub(super) fn slots(&self) -> usize {
+        self.slots as usize
+    }
+
+    /// Tokens that a row may have.
+    pub(super) fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Makes room for `slots` rows of at most `len` tokens; what is there stays where it is. The layers are copied one by one.
+    pub(super) fn grow(&mut self, slots: usize, len: usize) {
+        let (slots, len) = (self.slots.max(slots as i64), self.len.max(len as i64));
+        for memory in self.layers.iter_mut().flatten() {
+            let size = memory.size();
+            let larger = Tensor::zeros([slots, size[1], len, size[3]], self.like);
+            larger.narrow(0, 0, size[0]).narrow(2, 0, size[2]).copy_(memory);
+            *memory = larger;
+        }
+        (self.slots, self.len) = (slots, len);
+    }
+
     /// Whether rows may lie in any slots; otherwise row i must lie in slot i.
     pub(super) fn takes_any_slot(&self) -> bool {
         self.any_slot

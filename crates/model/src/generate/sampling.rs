@@ -111,6 +111,40 @@ impl Settings {
         Ok(Chosen { ids: Vec::try_from(&ids)?, logprobs: Vec::try_from(&logprobs)? })
     }
 
+    /// The most probable tokens of rows of `logits [R, V]` at the row's temperature, as many as `counts` says for each; no list
+    /// at all where no row wants any.
+    pub(super) fn top(&self, logits: &Tensor, counts: &[usize]) -> Result<Vec<Vec<(i64, f32)>>> {
+        let Some(&most) = counts.iter().max().filter(|&&most| most > 0) else {
+            return Ok(Vec::new());
+        };
+        let wanted: Vec<i64> =
+            (0..counts.len() as i64).filter(|&row| counts[row as usize] > 0).collect();
+        let rows = Tensor::from_slice(&wanted).to_device(logits.device());
+        let scaled = logits.index_select(0, &rows).to_kind(Kind::Float)
+            / self.temperature.index_select(0, &rows);
+        let of_wanted = Self::most_probable(&scaled.log_softmax(-1, Kind::Float), most)?;
+        let mut tops = vec![Vec::new(); counts.len()];
+        for (row, mut top) in wanted.into_iter().zip(of_wanted) {
+            top.truncate(counts[row as usize]);
+            tops[row as usize] = top;
+        }
+        Ok(tops)
+    }
+
+    /// The `count` highest of each row of `logprobs [N, V]`, the highest first.
+    pub(super) fn most_probable(logprobs: &Tensor, count: usize) -> Result<Vec<Vec<(i64, f32)>>> {
+        let (rows, vocab) = logprobs.size2()?;
+        let count = (count as i64).min(vocab);
+        if count == 0 {
+            return Ok(vec![Vec::new(); rows as usize]);
+        }
+        let (values, ids) = logprobs.topk(count, -1, true, true);
+        let values: Vec<f32> = Vec::try_from(values.flatten(0, -1))?;
+        let ids: Vec<i64> = Vec::try_from(ids.flatten(0, -1))?;
+        let pairs: Vec<(i64, f32)> = ids.into_iter().zip(values).collect();
+        Ok(pairs.chunks(count as usize).map(<[_]>::to_vec).collect())
+    }
+
     /// Whether no setting but the temperature changes what may be sampled.
     fn takes_all_as_they_are(&self) -> bool {
         self.top_k.is_none()
@@ -178,6 +212,15 @@ pub(super) struct Seen(Tensor);
 impl Seen {
     pub(super) fn new(slots: usize, vocab: i64, device: Device) -> Self {
         Self(Tensor::zeros([slots as i64, vocab], (Kind::Bool, device)))
+    }
+
+    /// Makes room for `slots`.
+    pub(super) fn grow(&mut self, slots: usize) {
+        let (held, vocab) = (self.0.size()[0], self.0.size()[1]);
+        if slots as i64 > held {
+            let more = Tensor::zeros([slots as i64 - held, vocab], (Kind::Bool, self.0.device()));
+            self.0 = Tensor::cat(&[&self.0, &more], 0);
+        }
     }
 
     /// Starts a slot with a prompt.

@@ -1,3 +1,5 @@
+mod live;
+
 use super::sampling::{Seen, Settings};
 use super::text::Text;
 use super::*;
