@@ -7,7 +7,7 @@ use temper_tests::pipelines::{PipelineStage, stages};
 use super::*;
 
 /// What is set, where a config has the key, so that a stage takes a second.
-const SMALL: [(&str, &str); 27] = [
+const SMALL: [(&str, &str); 28] = [
     ("train.epochs", "1"),
     ("train.steps", "2"),
     ("train.eval.every_steps", "1"),
@@ -35,6 +35,7 @@ const SMALL: [(&str, &str); 27] = [
     ("model.config.hidden_size", "32"),
     ("model.config.intermediate_size", "64"),
     ("model.config.num_attention_heads", "2"),
+    ("model.config.num_key_value_heads", "2"),
 ];
 
 /// The keys of `table` that fit a dotted pattern, in which `*` stands for any one name.

@@ -113,11 +113,15 @@ pub(crate) fn medquad(dir: &Path) {
                         <Focus>Colds &amp; 감기</Focus>\n<QAPairs>\n"
                 .to_owned();
         for (pair, (question, answer)) in pairs.iter().enumerate() {
-            let answer = if number == 0 && pair == 0 { "" } else { answer };
+            let answer = if number == 0 && pair == 0 {
+                "<Answer/>".to_owned()
+            } else {
+                format!("<Answer>{answer} It doesn&apos;t hurt.\n 푹\n쉬세요.</Answer>")
+            };
             write!(
                 text,
                 "\t<QAPair pid=\"{pair}\">\n\t\t<Question qid=\"{number}-{pair}\" qtype=\"symptoms\">{question} \
-                 &amp;c ?</Question>\n\t\t<Answer>{answer} It doesn&apos;t hurt.\n 푹\n쉬세요.</Answer>\n\t</QAPair>\n"
+                 &amp;c ?</Question>\n\t\t{answer}\n\t</QAPair>\n"
             )
             .unwrap();
         }
