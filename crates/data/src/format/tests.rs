@@ -129,7 +129,7 @@ fn columns_may_be_turns_and_all_turns_may_count() {
     else {
         panic!()
     };
-    assert_eq!(error, "a.jsonl:7: no field `context/0`; it has `response`, `context`");
+    assert_eq!(error, "a.jsonl:7: no field `context/0`; the record has `response`, `context`");
 
     let all = json!({"turns": ["context", "response"], "train_on_prompt": true});
     let Ok(Example::Chat { messages }) = map_turns(&all, fields(json!(""), "")) else { panic!() };
