@@ -7,3 +7,4 @@ pub mod corpus;
 pub mod fixtures;
 pub mod flat;
 pub mod perturb;
+pub mod pipelines;

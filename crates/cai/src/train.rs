@@ -47,9 +47,7 @@ pub(crate) fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     let mixed = mix::write(ctx, &plan)?;
     let texts = mix::plan(ctx, &plan)?;
     let mut decoder = texts.load(&plan.model.dir, None, ctx.seed, device)?;
-    if let Some(p) = config.train.dropout {
-        decoder.set_dropout(model::config::Dropout { embedding: p, attention: p, residual: p });
-    }
+    decoder.set_dropout(config.train.dropout_over(decoder.config().dropout));
     warn_of_emulation(&decoder);
     let before = Answers::of(ctx, &plan, &decoder)?;
     let mut results = supervised::train(ctx, &mut decoder, &texts.supervised, &next_token_loss)?;

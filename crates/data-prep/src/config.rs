@@ -252,6 +252,8 @@ mod tests {
         .map(mapping)
         .collect();
         mappings.insert("roles".to_owned(), json!({}));
+        mappings.insert("turns".to_owned(), json!(["x", "y"]));
+        mappings.insert("train_on_prompt".to_owned(), json!(true));
         let full = json!({
             "seed": 1, "out": "x", "preview_rows": 1,
             "tokenizer": {

@@ -345,11 +345,16 @@ fn joined(prompt: &Prompt) -> String {
 }
 
 /// What comes before the first counted part, or the first answer. So all pairs of a tree, and the
-/// conversations that go on from one opening, are in one split.
+/// conversations that go on from one opening, are in one split. Of a conversation that counts from its
+/// beginning it is all but the last turn.
 fn prompt_text(example: &Example) -> String {
     match example {
         Example::Text { text } => text.clone(),
-        Example::Chat { messages } => turns(messages.iter().take_while(|m| !m.counts())),
+        Example::Chat { messages } => {
+            let counted = messages.iter().position(Message::counts).unwrap_or(messages.len());
+            let end = if counted == 0 { messages.len().saturating_sub(1).max(1) } else { counted };
+            turns(messages.iter().take(end))
+        }
         Example::Completion { prompt, .. } => prompt.clone(),
         Example::Preference(Preference { prompt, .. }) | Example::Prompt(prompt) => match prompt {
             Prompt::Messages(messages) => {

@@ -30,6 +30,8 @@ pub enum BatchSize {
     Tokens(usize),
     /// This many rows: documents, conversations or pairs.
     Sequences(usize),
+    /// All pairs of this many prompts, where those of a prompt follow one another in the data, as a ranking's do.
+    Prompts(usize),
 }
 
 /// How steps are made.
@@ -59,6 +61,9 @@ pub trait Batch: Sized {
 
     /// The name under which the rows of a run are counted in its metrics; rows of text are not.
     const ROWS_METRIC: Option<&'static str> = None;
+
+    /// Whether its rows are pairs of responses to a prompt.
+    const HAS_PAIRS: bool = false;
 
     /// The tokens to predict, where the loss is one of text.
     fn target_ids(&self) -> &[i64] {
@@ -155,7 +160,8 @@ pub struct Batcher<B: Batch = FlatBatch> {
 impl<B: Batch> Batcher<B> {
     /// Starts at the data set's position. Sizes of 0 are taken as 1.
     pub fn new(dataset: Dataset<B::Source>, config: BatchConfig) -> Self {
-        Self { dataset, config, held: None }
+        let together = matches!(config.size, BatchSize::Prompts(_));
+        Self { dataset: dataset.with_prompts_together(together), config, held: None }
     }
 
     /// The data set.
@@ -210,7 +216,7 @@ impl<B: Batch> Batcher<B> {
 
     fn next_rows(&mut self) -> Result<Vec<RowOf<B>>, DatasetError> {
         let mut rows = Vec::new();
-        let mut tokens = 0;
+        let (mut tokens, mut prompts) = (0, 0);
         loop {
             if let BatchSize::Sequences(size) = self.config.size
                 && rows.len() >= size.max(1)
@@ -224,6 +230,15 @@ impl<B: Batch> Batcher<B> {
             {
                 self.held = Some((cursor, row));
                 break;
+            }
+            if let BatchSize::Prompts(size) = self.config.size
+                && rows.last().is_none_or(|last| !row.shares_prompt(last))
+            {
+                if prompts == size.max(1) {
+                    self.held = Some((cursor, row));
+                    break;
+                }
+                prompts += 1;
             }
             tokens += row.num_tokens();
             rows.push(row);

@@ -97,6 +97,7 @@ pub struct Dataset<S: RowSource> {
     order: Order,
     epochs: Option<u64>,
     window_groups: usize,
+    together: bool,
     cursor: Cursor,
     loaded: Option<Window<S>>,
 }
@@ -165,6 +166,7 @@ impl<S: RowSource> Dataset<S> {
             order,
             epochs,
             window_groups: WINDOW_GROUPS,
+            together: false,
             cursor: Cursor::default(),
             loaded: None,
         })
@@ -175,6 +177,15 @@ impl<S: RowSource> Dataset<S> {
     pub fn with_window_groups(mut self, groups: usize) -> Self {
         self.window_groups = groups.max(1);
         self.loaded = None;
+        self
+    }
+
+    /// The same data, of which pairs of one prompt that follow one another stay together and in their order. A row group's end
+    /// parts them.
+    #[must_use]
+    pub fn with_prompts_together(mut self, together: bool) -> Self {
+        self.loaded = self.loaded.filter(|_| self.together == together);
+        self.together = together;
         self
     }
 
@@ -194,6 +205,7 @@ impl<S: RowSource> Dataset<S> {
             order: self.order,
             epochs: self.epochs,
             window_groups: self.window_groups,
+            together: self.together,
             cursor: Cursor::default(),
             loaded: None,
         }
@@ -304,7 +316,18 @@ impl<S: RowSource> Dataset<S> {
             parts.push(rows);
         }
         if let Order::Shuffled { seed } = self.order {
-            shuffle(&mut order, [seed, epoch, window, 2]);
+            let key = [seed, epoch, window, 2];
+            if self.together {
+                let mut prompts: Vec<&[(u32, u32)]> = order
+                    .chunk_by(|one, next| {
+                        one.0 == next.0 && S::continues(&parts[next.0 as usize], next.1 as usize)
+                    })
+                    .collect();
+                shuffle(&mut prompts, key);
+                order = prompts.concat();
+            } else {
+                shuffle(&mut order, key);
+            }
         }
         Ok(Window { epoch, index: window, parts, order })
     }

@@ -283,8 +283,10 @@ impl Mapper {
     }
 
     fn chat(&self, record: &Record) -> Result<Example, FormatError> {
-        let messages = if let Some(column) = &self.mapping.messages {
+        let mut messages = if let Some(column) = &self.mapping.messages {
             messages::list(record, column, &self.mapping)?
+        } else if !self.mapping.turns.is_empty() {
+            messages::turns(record, &self.mapping.turns)?
         } else if let Some((prompt, completion)) = self.mapped_pair(record)? {
             let mut messages = Vec::with_capacity(3);
             if let Some(system) = self.mapped_system(record)? {
@@ -303,6 +305,11 @@ impl Mapper {
                 )
             })?
         };
+        if self.mapping.train_on_prompt {
+            for message in &mut messages {
+                message.train.get_or_insert(true);
+            }
+        }
         if !messages.iter().any(Message::counts) {
             return Err(bad_field(
                 record,

@@ -59,8 +59,7 @@ fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     let supervised = &plan.pairs.supervised;
     let mut decoder = plan.pairs.load(&plan.model_dir, Some(Head::Score), ctx.seed, device)?;
     // Off unless asked for: noise in the scores is noise in their order.
-    let p = supervised.settings.dropout.unwrap_or(0.0);
-    decoder.set_dropout(Dropout { embedding: p, attention: p, residual: p });
+    decoder.set_dropout(supervised.settings.dropout_over(Dropout::default()));
     warn_of_emulation(&decoder);
 
     let centering = plan.reward.centering_coefficient;

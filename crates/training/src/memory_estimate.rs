@@ -33,7 +33,10 @@ impl MemoryEstimate {
         let copies = if train.precision == Precision::Fp32 { 0 } else { bytes };
         let step = match train.batch_size {
             BatchSize::Tokens(tokens) => tokens as u64,
-            BatchSize::Sequences(rows) => (rows as u64).saturating_mul(longest_row),
+            // Of a prompt's pairs there is at least one.
+            BatchSize::Sequences(rows) | BatchSize::Prompts(rows) => {
+                (rows as u64).saturating_mul(longest_row)
+            }
         };
         let tokens = (train.micro_batch_tokens as u64).min(step).max(longest_row);
         Self {

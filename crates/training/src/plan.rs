@@ -87,6 +87,11 @@ impl Plan {
             let has_split = !data.validation.is_empty();
             own.check(has_split || !set, key, "needs a validation split; set data.validation");
         }
+        own.check(
+            !matches!(train.batch_size, BatchSize::Prompts(_)) || B::HAS_PAIRS,
+            "batch_size.prompts",
+            "is for pairs of responses; give batch_size.sequences or batch_size.tokens",
+        );
         let usable = own.is_empty();
         problems.extend("train", own);
         if let Some(samples) = &samples {
@@ -374,6 +379,7 @@ fn summary<S: RowSource>(
     let size = match train.batch_size {
         BatchSize::Tokens(tokens) => format!("at most {tokens} tokens"),
         BatchSize::Sequences(rows) => format!("{rows} sequences"),
+        BatchSize::Prompts(prompts) => format!("all pairs of {prompts} prompts"),
     };
     let length = train.epochs.map_or_else(String::new, |epochs| format!(" ({epochs} epochs)"));
     let _ = writeln!(

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use data::batch::{BatchConfig, BatchSize};
+use model::config::Dropout;
 use model::peft::{Method, Quantization};
 use model::{Checkpointing, Precision};
 use serde::{Deserialize, Serialize};
@@ -39,7 +40,8 @@ pub struct Train {
     /// Optimiser steps; the data is repeated as often as they need.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
-    /// What one optimiser step trains on: `{ tokens = N }`, at most so many, or `{ sequences = N }`.
+    /// What one optimiser step trains on: `{ tokens = N }`, at most so many, `{ sequences = N }`, or of pairs
+    /// `{ prompts = N }`.
     pub batch_size: BatchSize,
     /// The most tokens in one forward pass: sets the memory needed, never the result.
     pub micro_batch_tokens: usize,
@@ -55,6 +57,9 @@ pub struct Train {
     /// Replaces all dropout probabilities of the model's config. Absent: those of the model's config.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dropout: Option<f64>,
+    /// Replaces the dropout probability of the residual branches, whatever `dropout` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual_dropout: Option<f64>,
     /// Stop after this many steps in a row whose loss or gradient was not finite; each of them is skipped.
     #[serde(default = "max_skipped_steps")]
     pub max_skipped_steps: u64,
@@ -271,6 +276,13 @@ impl Train {
         BatchConfig { size: self.batch_size, micro_batch_tokens: self.micro_batch_tokens }
     }
 
+    /// The dropout probabilities of the run, for a model whose own are `usual`.
+    pub fn dropout_over(&self, usual: Dropout) -> Dropout {
+        let all = |p| Dropout { embedding: p, attention: p, residual: p };
+        let dropout = self.dropout.map_or(usual, all);
+        Dropout { residual: self.residual_dropout.unwrap_or(dropout.residual), ..dropout }
+    }
+
     /// Everything in the table that cannot be, with the keys below `train`.
     pub fn problems(&self) -> Problems {
         let mut problems = Problems::new();
@@ -291,17 +303,17 @@ impl Train {
                 problems.check(steps > 0, "steps", "must be at least 1");
             }
         }
-        let (BatchSize::Tokens(size) | BatchSize::Sequences(size)) = self.batch_size;
+        let (BatchSize::Tokens(size) | BatchSize::Sequences(size) | BatchSize::Prompts(size)) =
+            self.batch_size;
         for (key, size) in [("batch_size", size), ("micro_batch_tokens", self.micro_batch_tokens)] {
             let range = format_args!("must be from 1 to {MAX_BATCH}, got {size}").to_string();
             problems.check((1..=MAX_BATCH).contains(&size), key, range);
         }
-        if let Some(p) = self.dropout {
-            problems.check(
-                (0.0..1.0).contains(&p),
-                "dropout",
-                format_args!("must be from 0 to below 1, got {p}"),
-            );
+        for (key, p) in [("dropout", self.dropout), ("residual_dropout", self.residual_dropout)] {
+            if let Some(p) = p {
+                let range = format_args!("must be from 0 to below 1, got {p}").to_string();
+                problems.check((0.0..1.0).contains(&p), key, range);
+            }
         }
         problems.check(
             self.checkpointing_interval > 0,

@@ -67,9 +67,7 @@ pub fn train_on_texts(
     plan: &Plan,
     base: Option<&Path>,
 ) -> anyhow::Result<Map<String, Value>> {
-    if let Some(p) = plan.supervised.settings.dropout {
-        decoder.set_dropout(model::config::Dropout { embedding: p, attention: p, residual: p });
-    }
+    decoder.set_dropout(plan.supervised.settings.dropout_over(decoder.config().dropout));
     warn_of_emulation(decoder);
     let mut results = train(ctx, decoder, &plan.supervised, &next_token_loss)?;
     save_model(ctx, decoder, &plan.tokenizer, &plan.save, plan.trained(base))?;

@@ -14,9 +14,11 @@ mod evaluate;
 mod fine_tuning;
 mod interruption;
 mod pipeline;
+mod pipelines;
 mod ppo;
 mod refusals;
 mod reward;
+mod stand_ins;
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;

@@ -361,3 +361,13 @@ fn what_needs_a_language_model_refuses_a_reward_model() {
     let talk = Stage::new("chat", dir).args(["--model", "reward", "--prompt", "hi"]);
     talk.fail(2, &[&format!("error: reward: {why}")]).unwrap();
 }
+
+#[test]
+fn all_pairs_of_a_prompt_are_for_pairs() {
+    let yard = yard(&["data", "pretrain"]);
+    let config = SFT.replace("batch_size.sequences = 8", "batch_size.prompts = 8");
+    fs_err::write(yard.path().join("sft.toml"), config).unwrap();
+    let line = "  - train.batch_size.prompts: is for pairs of responses; give batch_size.sequences or \
+                batch_size.tokens";
+    stage("sft", yard.path()).fail(2, &[line]).unwrap();
+}

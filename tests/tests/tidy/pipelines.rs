@@ -6,28 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use temper_tests::pipelines::PipelineStage;
+
 use crate::{files, none, root, text};
 
-/// One `$(call stage,...)` line of a pipeline.
-pub(crate) struct Stage {
-    /// The stage's name.
-    pub(crate) name: String,
-    /// The earlier stages it reads.
-    pub(crate) reads: Vec<String>,
-}
-
 /// The stages of the pipeline file at `path`, in the order they are written.
-pub(crate) fn stages(path: &Path) -> Vec<Stage> {
-    let source = text(path);
-    let calls = source.lines().filter_map(|line| line.strip_prefix("$(call stage,"));
-    calls
-        .map(|call| {
-            let mut arguments = call.split(')').next().unwrap().split(',');
-            let name = arguments.next().unwrap().trim().to_owned();
-            let reads = arguments.next().unwrap_or_default().split_whitespace();
-            Stage { name, reads: reads.map(str::to_owned).collect() }
-        })
-        .collect()
+pub(crate) fn stages(path: &Path) -> Vec<PipelineStage> {
+    temper_tests::pipelines::stages(&text(path))
 }
 
 #[test]
@@ -364,6 +349,23 @@ fn methods_are_run_over_the_quickstart_and_shown_in_a_table() {
     let listed = String::from_utf8(yard.make(&["PIPELINE=methods", "help"]).stdout).unwrap();
     for stage in &methods {
         assert!(listed.contains(&format!("make {}", stage.name)), "{} in {listed}", stage.name);
+    }
+}
+
+#[test]
+fn every_pipeline_has_its_stages_in_its_help_with_their_words() {
+    let yard = Yard::new();
+    for path in files("pipelines", &[".mk"]) {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let output = yard.make(&["help", &format!("PIPELINE={name}")]);
+        let output = String::from_utf8(output.stdout).unwrap();
+        for stage in stages(&path) {
+            let line = output
+                .lines()
+                .find(|line| line.split_whitespace().take(2).eq(["make", stage.name.as_str()]));
+            let words = line.map_or(0, |line| line.split_whitespace().count() - 2);
+            assert!(words >= 2, "{} of {name}: {line:?} in\n{output}", stage.name);
+        }
     }
 }
 

@@ -40,6 +40,25 @@ fn counted(tokenizer: &Tokenizer, (ids, mask): &(Vec<u32>, Vec<bool>)) -> String
 }
 
 #[test]
+fn conversations_that_count_from_their_beginning_are_in_both_splits() {
+    let yard = Yard::new();
+    let line = |n: usize| {
+        json!({"a": format!("turn {n}"), "b": format!("{n}번 답"), "c": format!("so {n}")})
+            .to_string()
+    };
+    let lines: Vec<String> = (0..200).map(line).collect();
+    yard.write("data/turns.jsonl", lines.join("\n"));
+    // The first turn is the user's and counts, or it is the assistant's.
+    for keys in ["turns = [\"a\", \"b\"]\ntrain_on_prompt = true", "turns = [\"a\", \"b\", \"c\"]"]
+    {
+        yard.prepare(&format!("{TRAINED}[datasets.alpaca.mapping]\n{keys}\n"));
+        let split = |name: &str| rows(&yard.path(&format!("run/data/alpaca/{name}.parquet"))).len();
+        assert_eq!(split("train") + split("validation"), 200, "{keys}");
+        assert!((25..=75).contains(&split("validation")), "{keys}: {}", split("validation"));
+    }
+}
+
+#[test]
 fn instructions_become_masked_rows_with_a_tokenizer_that_loads() {
     let yard = Yard::new();
     yard.write("data/a.json", alpaca(200));

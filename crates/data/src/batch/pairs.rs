@@ -34,6 +34,8 @@ impl Batch for PairBatch {
 
     const ROWS_METRIC: Option<&'static str> = Some("num_pairs");
 
+    const HAS_PAIRS: bool = true;
+
     fn of_rows<'a>(rows: impl Iterator<Item = &'a PairRow>) -> Self {
         let mut batch = Self::default();
         for row in rows {

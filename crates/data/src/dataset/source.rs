@@ -43,6 +43,11 @@ pub trait RowSource: Clone {
 
     /// One row of it; `index` is below [`num_rows`](Self::num_rows).
     fn row(group: &Self::Group, index: usize) -> Self::Row;
+
+    /// Whether row `index`, which is not the first, is another pair of the prompt before it.
+    fn continues(_group: &Self::Group, _index: usize) -> bool {
+        false
+    }
 }
 
 /// What a file holds in all.
@@ -65,6 +70,11 @@ pub trait AnyRow {
 
     /// Whether there is anything to predict in it.
     fn has_targets(&self) -> bool;
+
+    /// Whether both are pairs of one prompt.
+    fn shares_prompt(&self, _other: &Self) -> bool {
+        false
+    }
 }
 
 /// One token row.
@@ -157,6 +167,10 @@ impl AnyRow for PairRow {
     fn has_targets(&self) -> bool {
         true
     }
+
+    fn shares_prompt(&self, other: &Self) -> bool {
+        self.prompt == other.prompt
+    }
 }
 
 impl RowSource for PairReader {
@@ -204,5 +218,9 @@ impl RowSource for PairReader {
             probability: row.probability,
             task: row.task.map(str::to_owned),
         }
+    }
+
+    fn continues(group: &PairRows, index: usize) -> bool {
+        group.row(index).prompt == group.row(index - 1).prompt
     }
 }

@@ -273,3 +273,32 @@ fn masks_come_from_offsets() {
         (vec![false, true, true, true], false)
     );
 }
+
+/// As Zhang et al. 2019 (DialoGPT) have it: every turn ends with EOS, and nothing else tells whose it is.
+#[test]
+fn a_dialogue_of_turns_that_end_with_eos_counts_whole_and_stops() {
+    let tokenizer = trained();
+    let source = "{% for message in messages %}{{ message['content'] + eos_token }}{% endfor %}";
+    let eos = tokenizer.eos_id().unwrap();
+    let mut messages: Vec<Message> =
+        TURNS.iter().map(|(role, text)| Message::new(*role, text.trim())).collect();
+    let mut expected = Vec::new();
+    for message in &messages {
+        expected.extend(tokenizer.encode(&message.content, false).unwrap().ids);
+        expected.push(eos);
+    }
+    let encoded = |messages: &[Message]| {
+        let example = Example::Chat { messages: messages.to_vec() };
+        encode_with(&tokenizer, source, &example, LONG).unwrap()
+    };
+    let answers = encoded(&messages);
+    assert_eq!(answers.rows[0].ids, expected);
+    assert_eq!(counted(&tokenizer, &answers.rows[0]), "안녕! It is 12.<|eos|>하얀색<|eos|>");
+    for message in &mut messages {
+        message.train = Some(true);
+    }
+    let all = encoded(&messages);
+    assert_eq!((&all.rows[0].ids, all.closed), (&expected, true));
+    assert_eq!(all.rows[0].mask, vec![true; expected.len()]);
+    assert_eq!(template(&tokenizer, source).end_of_turn(), Some("<|eos|>"));
+}

@@ -41,6 +41,12 @@ pub struct Mapping {
     pub margin: Option<String>,
     /// Column with a list of messages; for kind `preference`, those of the prompt.
     pub messages: Option<String>,
+    /// Columns that are the turns of a conversation, the oldest first; the last one is the assistant's, the one before it
+    /// the user's, and so on. Blank ones are left out, so a conversation may have begun later.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub turns: Vec<String>,
+    /// All turns of a conversation count in the loss, not the assistant's alone. For kind `chat`.
+    pub train_on_prompt: bool,
     /// The key of a message's role. Default: `role`, else `from`.
     pub role_key: Option<String>,
     /// The key of a message's text. Default: `content`, else `value`.
@@ -81,6 +87,22 @@ impl Mapping {
             messages: self.messages.is_some(),
         };
         keys.check(kind)?;
+        if !self.turns.is_empty() {
+            if keys.prompt || keys.system || keys.messages {
+                return wrong(
+                    "`turns` already hold the whole conversation; drop prompt, completion, system and messages",
+                );
+            }
+            if self.turns.len() < 2 {
+                return wrong("`turns` needs at least two columns: a turn and the answer to it");
+            }
+            if !matches!(kind, Kind::Chat | Kind::Prompt) {
+                return wrong("`turns` is for kind = \"chat\" and \"prompt\" only");
+            }
+        }
+        if self.train_on_prompt && kind != Kind::Chat {
+            return wrong("`train_on_prompt` is for kind = \"chat\" only");
+        }
         if (kind.is_chat() || kind == Kind::Text) && self.instruction_template.is_some() {
             return wrong(
                 "`instruction_template` is for kind = \"completion\"; kind = \"chat\" uses the chat template",

@@ -29,6 +29,22 @@ pub(super) fn recognise(
     Ok(None)
 }
 
+/// The conversation in `columns`, one a turn, of which the last is the assistant's. Blank ones are left out, but not the answer.
+pub(super) fn turns(record: &Record, columns: &[String]) -> Result<Vec<Message>, FormatError> {
+    let mut messages = Vec::with_capacity(columns.len());
+    for (from_the_end, column) in columns.iter().rev().enumerate() {
+        let null = record.fields.get(column).is_some_and(Value::is_null);
+        let text = if null { String::new() } else { string(record, column)? };
+        if from_the_end > 0 && text.trim().is_empty() {
+            continue;
+        }
+        let role = if messages.len() % 2 == 0 { "assistant" } else { "user" };
+        messages.push(Message::new(role, text));
+    }
+    messages.reverse();
+    Ok(messages)
+}
+
 /// The messages in the list under `column`.
 pub(super) fn list(
     record: &Record,

@@ -68,6 +68,9 @@ impl Mapper {
         let mapped = mapping.prompt.is_some() || mapping.prompt_template.is_some();
         let whole = match &mapping.messages {
             Some(column) => Some((column.as_str(), messages::list(record, column, mapping)?)),
+            None if !mapping.turns.is_empty() => {
+                Some((mapping.turns[0].as_str(), messages::turns(record, &mapping.turns)?))
+            }
             None if mapped => None,
             None => messages::recognise(record, mapping)?.map(|messages| ("messages", messages)),
         };

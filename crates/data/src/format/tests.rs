@@ -109,6 +109,69 @@ fn training_flags_of_messages() {
 }
 
 #[test]
+fn columns_may_be_turns_and_all_turns_may_count() {
+    let columns = json!({"turns": ["context/1", "context/0", "context", "response"]});
+    let fields = |oldest: Value, older: &str| json!({"response": "그래", "context": "갈까?", "context/0": older, "context/1": oldest});
+    let whole = [("assistant", "hi"), ("user", "심심해"), ("assistant", "갈까?"), ("user", "그래")];
+    let turned = |from: usize| {
+        let role = |at: usize| if at % 2 == 0 { "user" } else { "assistant" };
+        let turns: Vec<_> =
+            whole.iter().enumerate().skip(from).map(|(at, it)| (role(at), it.1)).collect();
+        Ok(chat(&turns))
+    };
+    let map_turns =
+        |mapping_of: &Value, fields| map_with(Kind::Chat, &mapping(mapping_of.clone()), fields);
+    assert_eq!(map_turns(&columns, fields(json!("hi"), "심심해")), turned(0));
+    // What is blank or null is left out; the answer never is.
+    assert_eq!(map_turns(&columns, fields(json!(""), "심심해")), turned(1));
+    assert_eq!(map_turns(&columns, fields(Value::Null, " ")), turned(2));
+    let Err(error) = map_turns(&columns, json!({"response": "그래", "context": "갈까?"}))
+    else {
+        panic!()
+    };
+    assert_eq!(error, "a.jsonl:7: no field `context/0`; the record has `response`, `context`");
+
+    let all = json!({"turns": ["context", "response"], "train_on_prompt": true});
+    let Ok(Example::Chat { messages }) = map_turns(&all, fields(json!(""), "")) else { panic!() };
+    assert_eq!(messages.iter().map(Message::counts).collect::<Vec<_>>(), [true, true]);
+    // What a record says of its own messages stays.
+    let own = json!({"messages": [{"role": "user", "content": "q", "train": false}, {"role": "user", "content": "r"},
+                                  {"role": "assistant", "content": "a"}]});
+    let Ok(Example::Chat { messages }) = map_turns(&json!({"train_on_prompt": true}), own) else {
+        panic!()
+    };
+    assert_eq!(messages.iter().map(Message::counts).collect::<Vec<_>>(), [false, true, true]);
+
+    let mapper = Mapper::new(Kind::Prompt, &mapping(columns)).unwrap();
+    let mapped = mapper.map(&record(fields(json!("hi"), "심심해"))).unwrap().unwrap().remove(0);
+    assert_eq!(mapped.answer.as_deref(), Some("그래"));
+    let Example::Prompt(Prompt::Messages(prompt)) = mapped.example else { panic!() };
+    assert_eq!(prompt.last(), Some(&Message::new("user", "갈까?")));
+}
+
+#[test]
+fn turns_go_with_no_other_way_to_say_what_a_conversation_is() {
+    let refusal = |kind, keys: Value| Mapper::new(kind, &mapping(keys)).err().unwrap().to_string();
+    let both = json!({"turns": ["a", "b"], "messages": "c"});
+    assert!(refusal(Kind::Chat, both).contains(
+        "`turns` already hold the whole conversation; drop prompt, completion, system and messages"
+    ));
+    assert!(
+        refusal(Kind::Chat, json!({"turns": ["a"]})).contains("`turns` needs at least two columns")
+    );
+    for kind in [Kind::Text, Kind::Completion, Kind::Preference, Kind::PromptPlain] {
+        assert!(
+            refusal(kind, json!({"turns": ["a", "b"]}))
+                .contains("`turns` is for kind = \"chat\" and \"prompt\" only")
+        );
+        assert!(
+            refusal(kind, json!({"train_on_prompt": true}))
+                .contains("`train_on_prompt` is for kind = \"chat\" only")
+        );
+    }
+}
+
+#[test]
 fn completions_and_the_instruction_template() {
     let pair = |prompt: &str, completion: &str| {
         Ok(Example::Completion { prompt: prompt.to_owned(), completion: completion.to_owned() })

@@ -24,7 +24,7 @@ fn the_least_config_has_the_usual_defaults_and_no_problems() {
 #[test]
 fn every_impossible_value_is_named_at_once() {
     let train = parse(
-        "steps = 0\nbatch_size.tokens = 0\nmicro_batch_tokens = 0\ndropout = 1.0\nmax_skipped_steps = 0\n\
+        "steps = 0\nbatch_size.tokens = 0\nmicro_batch_tokens = 0\ndropout = 1.0\nresidual_dropout = -1.0\nmax_skipped_steps = 0\n\
          checkpointing_interval = 0\n\
          log_every_steps = 0\n\
          [optimizer]\nlearning_rate = 0.0\nweight_decay = -0.1\nadam_beta1 = 1.0\nadam_beta2 = -0.1\n\
@@ -37,6 +37,7 @@ fn every_impossible_value_is_named_at_once() {
         - batch_size: must be from 1 to 1073741824, got 0\n\
         - micro_batch_tokens: must be from 1 to 1073741824, got 0\n\
         - dropout: must be from 0 to below 1, got 1\n\
+        - residual_dropout: must be from 0 to below 1, got -1\n\
         - checkpointing_interval: must be at least 1\n\
         - max_skipped_steps: must be at least 1\n\
         - log_every_steps: must be at least 1\n\
@@ -56,6 +57,20 @@ fn every_impossible_value_is_named_at_once() {
     assert_eq!(train.problems().to_string(), expected);
 }
 
+#[test]
+fn dropout_is_the_models_unless_given_and_of_the_residual_branches_apart() {
+    let usual = Dropout { embedding: 0.1, attention: 0.2, residual: 0.3 };
+    let over = |keys: &str| {
+        let Dropout { embedding, attention, residual } =
+            parse(&format!("{keys}\n{LEAST}")).dropout_over(usual);
+        [embedding, attention, residual]
+    };
+    assert_eq!(over(""), [0.1, 0.2, 0.3]);
+    assert_eq!(over("dropout = 0.0"), [0.0, 0.0, 0.0]);
+    assert_eq!(over("residual_dropout = 0.5"), [0.1, 0.2, 0.5]);
+    assert_eq!(over("dropout = 0.4\nresidual_dropout = 0.0"), [0.4, 0.4, 0.0]);
+}
+
 fn keys(value: &serde_json::Value, found: &mut Vec<String>) {
     for (key, inner) in value.as_object().into_iter().flatten() {
         found.push(key.clone());
@@ -73,7 +88,7 @@ fn shows(file: &str, key: &str) -> bool {
 #[test]
 fn the_shipped_files_show_every_key() {
     let train = parse(
-        "epochs = 1\nsteps = 1\nbatch_size.tokens = 1\nmicro_batch_tokens = 1\ndropout = 0.1\n\
+        "epochs = 1\nsteps = 1\nbatch_size.tokens = 1\nmicro_batch_tokens = 1\ndropout = 0.1\nresidual_dropout = 0.1\n\
          [optimizer]\nlearning_rate = 1\nmax_grad_norm = 1\n\
          [schedule.wsd]\nwarmup_steps = 1\nwarmup_ratio = 0.1\ndecay_ratio = 0.1\n\
          [eval]\nevery_steps = 1\nmax_tokens = 1\nearly_stopping_patience = 1\n[checkpoint]\nevery_steps = 1\n",

@@ -122,11 +122,72 @@ fn the_step_is_the_same_whatever_the_micro_batch() {
                 }
                 match size {
                     BatchSize::Tokens(most) => assert!(a.num_tokens <= most),
-                    BatchSize::Sequences(most) => assert!(a.num_rows <= most),
+                    BatchSize::Sequences(most) | BatchSize::Prompts(most) => {
+                        assert!(a.num_rows <= most);
+                    }
                 }
             }
         }
     }
+}
+
+/// 40 rankings: of prompt `n` there are `1 + n % 6` pairs, the first ones of which are rejected in all.
+fn rankings(dir: &TempDir) -> PathBuf {
+    let path = dir.path().join("rankings.parquet");
+    let mut writer = PairWriter::create(&path, meta("a")).unwrap();
+    for n in 0..40_u32 {
+        for pair in 0..=n % 6 {
+            let (prompt, chosen, rejected) = (vec![n, 1], vec![100 + pair], vec![200, 3]);
+            let row = Written {
+                prompt: &prompt,
+                chosen: &chosen,
+                rejected: &rejected,
+                margin: None,
+                probability: None,
+                task: None,
+            };
+            writer.write_row(&row).unwrap();
+        }
+    }
+    writer.finish().unwrap();
+    path
+}
+
+#[test]
+fn all_pairs_of_a_prompt_are_in_one_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = rankings(&dir);
+    let prompts = |step: &Step<PairBatch>| {
+        let mut found: Vec<i64> = pairs(step).iter().map(|pair| pair.0[0][0]).collect();
+        found.dedup();
+        found
+    };
+    let size = BatchSize::Prompts(7);
+    let whole = steps(&mut batcher(&path, size, usize::MAX, 1), usize::MAX);
+    let sizes: Vec<usize> = whole.iter().map(|step| prompts(step).len()).collect();
+    assert_eq!(sizes, [7, 7, 7, 7, 7, 5]);
+    let mut all: Vec<i64> = whole.iter().flat_map(prompts).collect();
+    assert!(!all.is_sorted(), "the prompts are shuffled");
+    all.sort_unstable();
+    assert_eq!(all, (0..40).collect::<Vec<i64>>(), "no prompt is in two steps");
+    for step in &whole {
+        let pairs: i64 = prompts(step).iter().map(|n| 1 + n % 6).sum();
+        assert_eq!(step.num_targets as i64, pairs);
+    }
+    // One micro-batch or many, from the beginning or from a cursor: the same steps.
+    let divided = steps(&mut batcher(&path, size, 9, 2), usize::MAX);
+    assert_eq!(batcher(&path, size, 9, 2).count_steps().unwrap(), Some(divided.len() as u64));
+    assert!(whole.iter().zip(&divided).take(5).all(|(a, b)| pairs(a) == pairs(b)));
+    for stop in [1, 5, 6, 9] {
+        let mut interrupted = batcher(&path, size, 9, 2);
+        steps(&mut interrupted, stop);
+        let mut resumed = batcher(&path, size, 9, 2);
+        resumed.seek(interrupted.cursor()).unwrap();
+        assert_eq!(steps(&mut resumed, usize::MAX), divided[stop..], "at {stop}");
+    }
+    // Sizes in pairs tear them apart.
+    let torn = steps(&mut batcher(&path, BatchSize::Sequences(7), usize::MAX, 1), usize::MAX);
+    assert!(torn.iter().map(|step| prompts(step).len()).sum::<usize>() > 40);
 }
 
 #[test]

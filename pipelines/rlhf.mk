@@ -1,0 +1,7 @@
+# InstructGPT's order over a GPT-2 (Ouyang et al. 2022):  data-prep -> sft -> reward -> ppo
+# What it reads and where that comes from: docs/pipelines.md.
+$(call stage,data-prep,)                    ## make sets of demonstrations, rankings and text
+$(call stage,sft,data-prep)                 ## fine-tune the model on demonstrations
+$(call stage,reward,data-prep sft)          ## train a model that scores its answers, on all pairs of each ranking
+$(call stage,ppo,data-prep sft reward)      ## train it to answer as that model prefers, with the loss on text mixed in
+chat.reads := ppo
