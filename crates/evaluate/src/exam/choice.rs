@@ -111,6 +111,7 @@ impl Work {
         (batch_tokens, progress): (usize, &Progress),
     ) -> anyhow::Result<Outcome> {
         let mut outcome = Outcome::default();
+        let most = self.questions.iter().map(|own| own.choices.len()).max().unwrap_or(0);
         let mut questions = self.questions.iter().peekable();
         while questions.peek().is_some() {
             ctx.check_interrupt()?;
@@ -132,7 +133,7 @@ impl Work {
                     "{}: a choice's probability is not finite",
                     question.at
                 );
-                question.judge(own, &mut outcome);
+                question.judge(own, most, &mut outcome);
             }
             progress.inc(members.len() as u64);
         }
@@ -239,14 +240,15 @@ impl Question {
         Ok(Self { text, asked, choices, gold, task, at })
     }
 
-    fn judge(&self, sums: &[f64], outcome: &mut Outcome) {
+    /// Notes which choice is taken, and the sums, of as many columns as there are choices at `most`.
+    fn judge(&self, sums: &[f64], most: usize, outcome: &mut Outcome) {
         let bytes = self.choices.iter().map(|choice| choice.len() as f64);
         let norm: Vec<f64> = sums.iter().zip(bytes).map(|(sum, bytes)| sum / bytes).collect();
         let (taken, taken_norm) = (first_best(sums), first_best(&norm));
         outcome.push_bool("right", Some(taken == self.gold));
         outcome.push_bool("right_norm", Some(taken_norm == self.gold));
-        for (choice, sum) in sums.iter().enumerate() {
-            outcome.push(&format!("logprob_{choice}"), Some(*sum));
+        for choice in 0..most {
+            outcome.push(&format!("logprob_{choice}"), sums.get(choice).copied());
         }
         let score = Some(f64::from(taken == self.gold));
         let text = self.choices[taken].clone();

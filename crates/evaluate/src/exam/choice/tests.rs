@@ -42,13 +42,14 @@ fn the_most_probable_choice_is_taken_alone_and_by_bytes() {
     let question = Question::read(&record(&question), false).unwrap();
     let mut outcome = Outcome::default();
     // -4 against -6, and -4/2 against -6/12: four syllables are 12 bytes.
-    question.judge(&[-4.0, -6.0], &mut outcome);
+    question.judge(&[-4.0, -6.0], 3, &mut outcome);
     // Equal ones: the first.
-    question.judge(&[-4.0, -4.0], &mut outcome);
-    question.judge(&[-1.0, -7.0], &mut outcome);
+    question.judge(&[-4.0, -4.0], 3, &mut outcome);
+    question.judge(&[-1.0, -7.0], 3, &mut outcome);
     assert_eq!(outcome.columns["right"], [Some(0.0); 3]);
     assert_eq!(outcome.columns["right_norm"], [Some(1.0), Some(1.0), Some(0.0)]);
     assert_eq!(outcome.columns["logprob_1"], [Some(-6.0), Some(-4.0), Some(-7.0)]);
+    assert_eq!(outcome.columns["logprob_2"], [None; 3], "an item has its place in every column");
     assert_eq!(outcome.answers[0].text, "ab");
 }
 
