@@ -233,10 +233,10 @@ impl Running {
     ///
     /// # Errors
     /// If it ends without one; the message holds what it said.
+    #[expect(clippy::unbuffered_bytes, reason = "what is behind the line is left for `finish`")]
     pub fn line(&mut self) -> Result<String> {
         let out = self.child()?.stdout.as_mut().context("no standard output")?;
         let mut line = Vec::new();
-        // Byte by byte: what is behind the line is left for `finish`.
         for byte in out.bytes() {
             match byte? {
                 b'\n' => return Ok(String::from_utf8(line)?),

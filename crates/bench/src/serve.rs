@@ -77,7 +77,7 @@ pub(crate) fn measure(options: &Options) -> Result<Value> {
 
 fn ask_all(options: &Options, client: usize) -> Result<Waits> {
     let agent: Agent = Agent::config_builder()
-        .timeout_global(Some(Duration::from_secs(600)))
+        .timeout_global(Some(Duration::from_mins(10)))
         .http_status_as_error(false)
         .build()
         .into();

@@ -225,7 +225,7 @@ fn obey(
         "help" => show(HELP)?,
         "reset" => talk.messages.retain(|message| message.role == "system"),
         "system" => {
-            *talk = Conversation::new(Some(rest.to_owned()).filter(|text| !text.is_empty()))
+            *talk = Conversation::new(Some(rest.to_owned()).filter(|text| !text.is_empty()));
         }
         "retry" => match talk.take_back() {
             Some(asked) => talk.answer_or_forget(speaker, &asked)?,

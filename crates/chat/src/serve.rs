@@ -155,7 +155,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let break_off = || served.iter().for_each(|served| served.queue.break_off());
     let limit = Duration::from_secs(args.shutdown_timeout.into());
     runtime.block_on(http::serve(listener, server, stopped, limit, break_off));
-    served.iter().for_each(|served| served.queue.close());
+    for served in &served {
+        served.queue.close();
+    }
     end(workers)
 }
 

@@ -85,7 +85,7 @@ impl Frames {
         self.asked.prompts.len() * self.asked.n
     }
 
-    fn object(&self, choices: Vec<Value>, chunk: bool) -> Value {
+    fn object(&self, choices: &[Value], chunk: bool) -> Value {
         let object = match (self.asked.shape, chunk) {
             (Shape::Chat, false) => "chat.completion",
             (Shape::Chat, true) => "chat.completion.chunk",
@@ -123,7 +123,7 @@ impl Frames {
                 }
             }
         }
-        let mut object = self.object(choices.into_iter().flatten().collect(), false);
+        let mut object = self.object(&choices.into_iter().flatten().collect::<Vec<_>>(), false);
         object["usage"] = self.usage(count);
         Ok(object)
     }
@@ -219,7 +219,7 @@ impl Events {
     }
 
     fn send(&mut self, choice: Value) {
-        let mut object = self.frames.object(vec![choice], true);
+        let mut object = self.frames.object(&[choice], true);
         if self.frames.asked.include_usage {
             object["usage"] = Value::Null;
         }
@@ -270,7 +270,7 @@ impl Events {
 
     fn finish(&mut self) {
         if self.frames.asked.include_usage {
-            let mut object = self.frames.object(Vec::new(), true);
+            let mut object = self.frames.object(&[], true);
             object["usage"] = self.frames.usage(self.count);
             self.push(&object);
         }

@@ -33,7 +33,7 @@ const RUNNING: Running =
 const LIMITS: Limits = Limits {
     body: 1 << 20,
     waiting: 256,
-    request: Duration::from_secs(600),
+    request: Duration::from_mins(10),
     client: Duration::from_secs(30),
 };
 
@@ -126,7 +126,9 @@ impl Yard {
 
 impl Drop for Yard {
     fn drop(&mut self) {
-        self.served.iter().for_each(|served| served.queue.break_off());
+        for served in &self.served {
+            served.queue.break_off();
+        }
     }
 }
 

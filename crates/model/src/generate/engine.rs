@@ -113,7 +113,7 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// libtorch's. What is wrong with one request goes to [`Source::on_end`] and ends no other.
-    pub fn serve<'t>(&mut self, source: &mut dyn Source<'t>) -> Result<()> {
+    pub fn serve(&mut self, source: &mut dyn Source<'_>) -> Result<()> {
         let mut run = Run::new(self, source)?;
         let done = no_grad(|| run.run());
         let (cache, packed) = run.into_parts();

@@ -150,7 +150,8 @@ fn each_request_has_its_own_stop_rules() {
     assert_eq!(by_id.ids, free.ids[..=end]);
     assert_eq!(by_string.ids, free.ids[..=end]);
     // Digits before a match could belong to it ("1" of "11"), so compare with what comes before its string.
-    let before: String = free.ids[..=end].iter().map(|id| format!("{id} 번, ")).collect();
+    let before: Vec<String> = free.ids[..=end].iter().map(|id| format!("{id} 번, ")).collect();
+    let before = before.concat();
     let at = before.find(&format!("{} 번", free.ids[4])).unwrap();
     assert_eq!(by_string.text, before[..at]);
 }
