@@ -65,7 +65,7 @@ fn write(dir: &Path, name: &str, text: &str) {
 /// Alpaca's form, one JSON array, with an `input` in every second record.
 pub(crate) fn alpaca(dir: &Path, name: &str, instruction: &str) {
     let record = |(row, (question, answer)): (usize, (String, String))| {
-        if row % 2 == 0 {
+        if row.is_multiple_of(2) {
             json!({"instruction": question, "input": "", "output": answer})
         } else {
             json!({"instruction": instruction, "input": question, "output": answer})

@@ -38,7 +38,7 @@ pub(super) fn turns(record: &Record, columns: &[String]) -> Result<Vec<Message>,
         if from_the_end > 0 && text.trim().is_empty() {
             continue;
         }
-        let role = if messages.len() % 2 == 0 { "assistant" } else { "user" };
+        let role = if messages.len().is_multiple_of(2) { "assistant" } else { "user" };
         messages.push(Message::new(role, text));
     }
     messages.reverse();

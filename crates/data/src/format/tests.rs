@@ -114,7 +114,7 @@ fn columns_may_be_turns_and_all_turns_may_count() {
     let fields = |oldest: Value, older: &str| json!({"response": "그래", "context": "갈까?", "context/0": older, "context/1": oldest});
     let whole = [("assistant", "hi"), ("user", "심심해"), ("assistant", "갈까?"), ("user", "그래")];
     let turned = |from: usize| {
-        let role = |at: usize| if at % 2 == 0 { "user" } else { "assistant" };
+        let role = |at: usize| if at.is_multiple_of(2) { "user" } else { "assistant" };
         let turns: Vec<_> =
             whole.iter().enumerate().skip(from).map(|(at, it)| (role(at), it.1)).collect();
         Ok(chat(&turns))
