@@ -144,7 +144,7 @@ fn rlhf_from_demonstrations_and_rankings_to_a_policy() {
     // Of four answers, two of one rank: 5 of the 6 pairs; the tree has 3.
     let rankings = dir.join("runs/rlhf/data-prep/data/rankings");
     let pairs = |split: &str| {
-        artifact::pairs::PairReader::open(&rankings.join(format!("{split}.parquet")))
+        artifact::pairs::PairReader::open(rankings.join(format!("{split}.parquet")))
             .unwrap()
             .num_rows()
     };

@@ -25,11 +25,12 @@ pub(crate) const LLAMA: (&str, &str) = (
 /// Puts a model of nearly random weights at `models/<name>` in `dir`, as one would from a hub.
 pub(crate) fn model(dir: &Path, name: &str, (tokenizer, config): (&str, &str)) {
     let made = tempfile::tempdir().unwrap();
-    let tokenizer = fixtures::parity(&format!("tokenizers/{tokenizer}"));
+    let tokenizer = fixtures::parity(format!("tokenizers/{tokenizer}"));
     corpus::write_jsonl(&made.path().join("texts.jsonl"), &corpus::texts(40)).unwrap();
     let data = format!(
-        "seed = 1\nout = \"data\"\n[tokenizer.existing]\npath = {tokenizer:?}\n[datasets.text]\nkind = \"text\"\n\
-         sources = [\"texts.jsonl\"]\nmax_length = 256\n"
+        "seed = 1\nout = \"data\"\n[tokenizer.existing]\npath = \"{}\"\n[datasets.text]\nkind = \"text\"\n\
+         sources = [\"texts.jsonl\"]\nmax_length = 256\n",
+        tokenizer.display()
     );
     let pretrain = format!(
         "seed = 1\nout = \"model\"\n[model.config]\n{config}[data]\ntrain = [\"data/data/text/train.parquet\"]\n\
@@ -153,7 +154,7 @@ pub(crate) fn dialogues(dir: &Path) {
             let turn = reply.checked_sub(back).map_or("", |at| &turns[at]);
             format!("\"{turn}\"")
         });
-        text += &format!("\r\n{}", cells.collect::<Vec<_>>().join(","));
+        write!(text, "\r\n{}", cells.collect::<Vec<_>>().join(",")).unwrap();
     }
     write(dir, "dialogues/dialogues.csv", &text);
 }
