@@ -259,7 +259,7 @@ fn quickstart_and_what_goes_on_from_it() {
     let shop = shop();
     let dir = shop.path();
     let ran = run(dir, "quickstart", |_| true);
-    assert_eq!(ran.len(), 10);
+    assert_eq!(ran.len(), 12);
     left(dir, "quickstart/ppo", &MODEL);
     left(dir, "quickstart/cai-train", &MODEL);
     run(dir, "rlaif", |_| true);
