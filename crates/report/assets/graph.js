@@ -68,8 +68,13 @@ function drawNode(parent, node) {
 
 function drawGraph(runs, across) {
   const graph = layout(runs, across);
-  const { width, height } = graph.graph();
-  const svg = d3.create("svg").attr("viewBox", `0 0 ${width} ${height}`).attr("width", width).attr("height", height)
+  // dagre's size is that of the nodes; arrows may bend around the outermost ones.
+  const bends = graph.edges().flatMap((edge) => graph.edge(edge).points);
+  const least = (axis) => Math.min(0, ...bends.map((point) => point[axis] - 2));
+  const most = (axis, size) => Math.max(size, ...bends.map((point) => point[axis] + 2));
+  const [left, top] = [least("x"), least("y")];
+  const [width, height] = [most("x", graph.graph().width) - left, most("y", graph.graph().height) - top];
+  const svg = d3.create("svg").attr("viewBox", `${left} ${top} ${width} ${height}`).attr("width", width).attr("height", height)
     .attr("class", "graph").attr("role", "group").attr("aria-label", "Stages and what they read");
   const id = anchor("tip", runs[0].pipeline);
   svg.append("defs").append("marker").attr("id", id).attr("viewBox", "0 0 8 8").attr("refX", 7).attr("refY", 4)
