@@ -8,7 +8,24 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::atomic;
+use crate::columns::{ANSWER, ITEM, MODEL, PROMPT, RESPONSE, SCORE, TEST};
 use crate::error::{Error, Result};
+use crate::rows::{Column, Kind};
+
+/// The columns of an evaluation's `samples.parquet`, a row for each answer of a model to an item of a test. `answer` is the
+/// right one; `score` is 1 or 0 by rule, or a reward model's.
+#[must_use]
+pub fn sample_columns() -> [Column; 7] {
+    [
+        Column::required(TEST, Kind::Text),
+        Column::required(ITEM, Kind::Int),
+        Column::required(PROMPT, Kind::Text),
+        Column::optional(ANSWER, Kind::Text),
+        Column::required(MODEL, Kind::Text),
+        Column::required(RESPONSE, Kind::Text),
+        Column::optional(SCORE, Kind::Float32),
+    ]
+}
 
 /// Everything one run of `evaluate` measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -2,10 +2,8 @@
 
 use std::fmt::Write as _;
 
-use artifact::columns::{
-    ANSWER, HIGH, ITEM, ITEMS, LOW, METRIC, MODEL, PROMPT, RESPONSE, SCORE, TEST, UNIT, VALUE,
-};
-use artifact::evaluation::{Difference, Evaluation, Measurement, Unit};
+use artifact::columns::{HIGH, ITEMS, LOW, METRIC, MODEL, TEST, UNIT, VALUE};
+use artifact::evaluation::{Difference, Evaluation, Measurement, Unit, sample_columns};
 use artifact::rows::{Cell, Column, Kind, TableWriter};
 use serde_json::{Map, Value, json};
 use stage::{Context, Results, peak_rss_bytes};
@@ -56,15 +54,7 @@ pub(crate) fn write(
 }
 
 fn write_samples(ctx: &Context, plan: &Plan, outcomes: &Outcomes) -> anyhow::Result<()> {
-    let columns = [
-        Column::required(TEST, Kind::Text),
-        Column::required(ITEM, Kind::Int),
-        Column::required(PROMPT, Kind::Text),
-        Column::optional(ANSWER, Kind::Text),
-        Column::required(MODEL, Kind::Text),
-        Column::required(RESPONSE, Kind::Text),
-        Column::optional(SCORE, Kind::Float32),
-    ];
+    let columns = sample_columns();
     let mut table = TableWriter::create(ctx.run_dir.samples_path(), &columns)?;
     for (exam, own) in plan.exams.iter().zip(outcomes) {
         for item in 0..exam.items() {

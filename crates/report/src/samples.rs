@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use artifact::columns::{ANSWER, ITEM, MODEL, PROMPT, RESPONSE, SCORE, TEST};
-use artifact::rows::{Cell, Column, Kind, TableReader};
+use artifact::evaluation::sample_columns;
+use artifact::rows::{Cell, TableReader};
 use indexmap::IndexMap;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -77,15 +77,7 @@ pub(crate) fn of_stage(path: &Path, most: usize) -> anyhow::Result<Table> {
 /// # Errors
 /// If it cannot be read or lacks a column.
 pub(crate) fn of_evaluation(path: &Path, most: usize) -> anyhow::Result<Answers> {
-    let columns = [
-        Column::required(TEST, Kind::Text),
-        Column::required(ITEM, Kind::Int),
-        Column::required(PROMPT, Kind::Text),
-        Column::optional(ANSWER, Kind::Text),
-        Column::required(MODEL, Kind::Text),
-        Column::required(RESPONSE, Kind::Text),
-        Column::optional(SCORE, Kind::Float32),
-    ];
+    let columns = sample_columns();
     let mut found: IndexMap<(String, i64), Asked> = IndexMap::new();
     let mut totals: IndexMap<String, usize> = IndexMap::new();
     for row in TableReader::open(path, &columns, "run `evaluate` again")? {
@@ -134,15 +126,7 @@ mod tests {
     fn answers_to_one_prompt_come_together() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("samples.parquet");
-        let columns = [
-            Column::required(TEST, Kind::Text),
-            Column::required(ITEM, Kind::Int),
-            Column::required(PROMPT, Kind::Text),
-            Column::optional(ANSWER, Kind::Text),
-            Column::required(MODEL, Kind::Text),
-            Column::required(RESPONSE, Kind::Text),
-            Column::optional(SCORE, Kind::Float32),
-        ];
+        let columns = sample_columns();
         let mut table = TableWriter::create(&path, &columns).unwrap();
         for model in ["base", "sft"] {
             for item in 0..4_i64 {

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use artifact::columns::{AFTER, ANSWER, BEFORE, ITEM, MODEL, PROMPT, RESPONSE, SCORE, TEST};
+use artifact::columns::{AFTER, BEFORE, PROMPT};
 use artifact::evaluation::{
-    Better, Difference, EvaluatedModel, Evaluation, Measurement, Test, Unit,
+    Better, Difference, EvaluatedModel, Evaluation, Measurement, Test, Unit, sample_columns,
 };
 use artifact::rows::{Cell, Column, Kind, TableWriter};
 use artifact::{FORMAT_VERSION, Input, Manifest, RunDir, atomic, digest};
@@ -121,15 +121,7 @@ impl Yard {
         let dir = self.dir(pipeline, "evaluate");
         dir.write_config("seed = 7\n").unwrap();
         evaluated(pipeline).write(&dir.results_path()).unwrap();
-        let columns = [
-            Column::required(TEST, Kind::Text),
-            Column::required(ITEM, Kind::Int),
-            Column::required(PROMPT, Kind::Text),
-            Column::optional(ANSWER, Kind::Text),
-            Column::required(MODEL, Kind::Text),
-            Column::required(RESPONSE, Kind::Text),
-            Column::optional(SCORE, Kind::Float32),
-        ];
+        let columns = sample_columns();
         let mut table = TableWriter::create(dir.samples_path(), &columns).unwrap();
         for model in ["pretrain", "sft", "peft"] {
             for item in 0..30_i64 {
