@@ -32,6 +32,8 @@ fn build(libtorch: &Path) {
         .flag(libtorch.join("include"))
         .flag("-isystem")
         .flag(libtorch.join("include/torch/csrc/api/include"))
+        // Declarations of Gloo's types, whose headers libtorch leaves out.
+        .include(SHIM)
         .define("GLOG_USE_GLOG_EXPORT", None)
         .define("_GLIBCXX_USE_CXX11_ABI", "1");
     for file in [
@@ -44,6 +46,7 @@ fn build(libtorch: &Path) {
         "fused",
         "linear",
         "four_bit",
+        "collective",
     ] {
         shim.file(format!("{SHIM}/{file}.cpp"));
     }

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use std::ffi::OsStr;
 use std::io::Read as _;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread::sleep;
@@ -43,6 +44,15 @@ pub struct Stage<'a> {
     dir: &'a Path,
     args: Vec<String>,
     wrapper: Option<&'static str>,
+    rank: Option<Rank>,
+}
+
+/// One of several processes.
+#[derive(Debug, Clone, Copy)]
+struct Rank {
+    rank: usize,
+    size: usize,
+    port: u16,
 }
 
 /// How a command ended.
@@ -62,7 +72,7 @@ impl<'a> Stage<'a> {
     /// The binary `name`, to be run in `dir`.
     #[must_use]
     pub fn new(name: &'a str, dir: &'a Path) -> Self {
-        Self { name, dir, args: Vec::new(), wrapper: None }
+        Self { name, dir, args: Vec::new(), wrapper: None, rank: None }
     }
 
     /// Adds arguments.
@@ -79,6 +89,21 @@ impl<'a> Stage<'a> {
         self
     }
 
+    /// Starts it as so many processes on one thread each, as a launcher does; rank 0 comes first.
+    ///
+    /// # Errors
+    /// If one cannot be started.
+    pub fn start_ranks(mut self, size: usize) -> Result<Vec<Running>> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let port = listener.local_addr()?.port();
+        drop(listener);
+        let start = |rank| {
+            self.rank = Some(Rank { rank, size, port });
+            self.start()
+        };
+        (0..size).map(start).collect()
+    }
+
     fn command(&self) -> Result<Command> {
         let path = binary(self.name)?;
         let mut command = if let Some(blocks) = self.wrapper {
@@ -93,6 +118,14 @@ impl<'a> Stage<'a> {
         command.args(&self.args).current_dir(self.dir).stdin(Stdio::null());
         // Results are compared bit for bit, and the number of threads decides the order of sums.
         command.env("OMP_NUM_THREADS", "2").env("NO_COLOR", "1").env_remove("RUST_BACKTRACE");
+        for name in ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"] {
+            command.env_remove(name);
+        }
+        if let Some(Rank { rank, size, port }) = self.rank {
+            command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
+            command.env("WORLD_SIZE", size.to_string()).env("OMP_NUM_THREADS", "1");
+            command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+        }
         Ok(command)
     }
 

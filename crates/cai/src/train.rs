@@ -8,8 +8,9 @@ pub(crate) mod mix;
 
 use stage::{Context, Info, Results};
 use training::loss::next_token_loss;
-use training::stage_run::{find_device, save_model, sizes, warn_of_emulation};
+use training::stage_run::{save_model, sizes, warn_of_emulation};
 use training::supervised;
+use training::world::World;
 
 use crate::shared::record;
 use config::Plan;
@@ -21,11 +22,13 @@ pub(crate) const INFO: Info = Info {
     reads: "a model; token rows of revisions, made by cai generate; token rows to mix in; prompt rows to evaluate on",
     writes: "model/ in Hugging Face layout (with [peft] adapter/ in PEFT's), checkpoints/, metrics.jsonl, tensorboard/, samples.parquet (answers before and after), manifest.json",
     example: "cai train --config configs/cai-train.toml --set mix.helpful_share=0.7",
+    parallel: true,
 };
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]
 pub(crate) fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
-    let device = find_device(ctx)?;
+    let world = World::join(ctx)?;
+    let device = world.device();
     ctx.input("model", &plan.model.dir)?;
     let config = &plan.config;
     record(ctx, "train", &config.mix.revisions)?;
@@ -44,13 +47,16 @@ pub(crate) fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     }
     ctx.start()?;
 
-    let mixed = mix::write(ctx, &plan)?;
+    let mixed = world.is_first().then(|| mix::write(ctx, &plan)).transpose()?;
+    world.meet(ctx)?;
     let texts = mix::plan(ctx, &plan)?;
     let mut decoder = texts.load(&plan.model.dir, None, ctx.seed, device)?;
     decoder.set_dropout(config.train.dropout_over(decoder.config().dropout));
     warn_of_emulation(&decoder);
-    let before = Answers::of(ctx, &plan, &decoder)?;
-    let mut results = supervised::train(ctx, &mut decoder, &texts.supervised, &next_token_loss)?;
+    let before = world.is_first().then(|| Answers::of(ctx, &plan, &decoder)).transpose()?.flatten();
+    let mut results =
+        supervised::train(ctx, &world, &mut decoder, &texts.supervised, &next_token_loss)?;
+    let Some(mixed) = mixed else { return Ok(results) };
     let trained = texts.trained(Some(&plan.model.dir));
     save_model(ctx, &mut decoder, &plan.model.tokenizer, &config.save, trained)?;
     let after = Answers::of(ctx, &plan, &decoder)?;

@@ -136,11 +136,30 @@ impl Batch for FlatBatch {
     }
 }
 
-/// The data of one optimiser step.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Which part of every step a process has of the `size` that share it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// This process, from 0.
+    pub rank: usize,
+    /// How many there are.
+    pub size: usize,
+}
+
+impl Default for Share {
+    /// All of it.
+    fn default() -> Self {
+        Self { rank: 0, size: 1 }
+    }
+}
+
+/// The data of one optimiser step, of which the micro-batches alone are this process's [`Share`].
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step<B = FlatBatch> {
     /// At least one.
     pub micro_batches: Vec<B>,
+    /// Whether they count. Where a step has fewer rows than there are processes, some do another's work for nothing, so that
+    /// all do the same things.
+    pub counts: bool,
     /// Tokens to predict, or pairs, in the whole step: what the summed loss is divided by. At least 1.
     pub num_targets: usize,
     /// Tokens in the whole step; the prompt of a pair counts once.
@@ -153,6 +172,7 @@ pub struct Step<B = FlatBatch> {
 pub struct Batcher<B: Batch = FlatBatch> {
     dataset: Dataset<B::Source>,
     config: BatchConfig,
+    share: Share,
     /// A row that was read but did not fit, and where it is.
     held: Option<(Cursor, RowOf<B>)>,
 }
@@ -161,7 +181,14 @@ impl<B: Batch> Batcher<B> {
     /// Starts at the data set's position. Sizes of 0 are taken as 1.
     pub fn new(dataset: Dataset<B::Source>, config: BatchConfig) -> Self {
         let together = matches!(config.size, BatchSize::Prompts(_));
-        Self { dataset: dataset.with_prompts_together(together), config, held: None }
+        let dataset = dataset.with_prompts_together(together);
+        Self { dataset, config, share: Share::default(), held: None }
+    }
+
+    /// The same steps, of which this process has a share. Which rows a step has does not depend on it.
+    #[must_use]
+    pub fn shared(self, share: Share) -> Self {
+        Self { share, ..self }
     }
 
     /// The data set.
@@ -188,15 +215,19 @@ impl<B: Batch> Batcher<B> {
             return Ok(None);
         }
         let lengths: Vec<usize> = rows.iter().map(RowOf::<B>::num_tokens).collect();
-        let micro_batches: Vec<B> = divide(&lengths, self.config.micro_batch_tokens)
+        let Share { rank, size } = self.share;
+        let all: Vec<B> = divide(&lengths, self.config.micro_batch_tokens, size)
             .into_iter()
             .map(|members| B::of_rows(members.into_iter().map(|index| &rows[index])))
             .collect();
+        let (num_targets, count) = (all.iter().map(B::num_targets).sum(), all.len());
+        let own = all.into_iter().skip(rank % count).step_by(size);
         Ok(Some(Step {
-            num_targets: micro_batches.iter().map(B::num_targets).sum(),
+            micro_batches: own.collect(),
+            counts: rank < count,
+            num_targets,
             num_tokens: lengths.iter().sum(),
             num_rows: rows.len(),
-            micro_batches,
         }))
     }
 
@@ -263,13 +294,14 @@ impl<B: Batch> Batcher<B> {
 }
 
 /// Divides rows into the fewest micro-batches that hold at most `limit` tokens each, evenly filled:
-/// longest row first, each to the emptiest one. Rows and micro-batches keep the order of the step.
-fn divide(lengths: &[usize], limit: usize) -> Vec<Vec<usize>> {
+/// longest row first, each to the emptiest one. Rows and micro-batches keep the order of the step. Their number is a multiple of
+/// `parts`, or there is one for each row.
+fn divide(lengths: &[usize], limit: usize, parts: usize) -> Vec<Vec<usize>> {
     let mut by_length: Vec<usize> = (0..lengths.len()).collect();
     by_length.sort_by_key(|&index| (std::cmp::Reverse(lengths[index]), index));
     let (long, short): (Vec<usize>, Vec<usize>) = lengths.iter().partition(|l| **l >= limit);
     let needed = long.len() + short.iter().sum::<usize>().div_ceil(limit.max(1));
-    let mut count = needed.clamp(1, lengths.len());
+    let mut count = needed.max(1).next_multiple_of(parts).min(lengths.len());
     loop {
         let mut loads = vec![0; count];
         let mut members: Vec<Vec<usize>> = vec![Vec::new(); count];
@@ -286,6 +318,6 @@ fn divide(lengths: &[usize], limit: usize) -> Vec<Vec<usize>> {
             members.sort_unstable();
             return members;
         }
-        count += 1;
+        count = (count + parts).min(lengths.len());
     }
 }

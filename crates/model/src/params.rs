@@ -33,6 +33,15 @@ impl Trainable<'_> {
     }
 }
 
+/// A tensor that backward leaves gradients on, which is a parameter or several in one allocation.
+#[derive(Debug)]
+pub struct Leaf {
+    /// The leaf itself. Shares its storage.
+    pub compute: Tensor,
+    /// The fp32 gradient that [`Params::gather_grads`] has put aside; none in fp32, where it stays on the leaf.
+    pub gathered: Option<Tensor>,
+}
+
 /// The parameters of a model, in a fixed order, by their Hugging Face names.
 ///
 /// A trainable parameter has an fp32 `master`. The forward pass uses its `compute` copy: the master itself in fp32,
@@ -345,10 +354,10 @@ impl Params {
     pub fn trainable(&mut self) -> Vec<Trainable<'_>> {
         let mut all = Vec::new();
         for block in &mut self.blocks {
-            let Storage::Dense { master: Some(master), .. } = &block.storage else { continue };
-            if !block.parts.iter().any(|part| part.trainable) {
+            if !block.trains() {
                 continue;
             }
+            let Storage::Dense { master: Some(master), .. } = &block.storage else { continue };
             let grad = &*block.grad.get_or_insert_with(|| master.zeros_like());
             for part in block.parts.iter().filter(|part| part.trainable) {
                 let (master, grad) = (part.view(master), part.view(grad));
@@ -393,6 +402,37 @@ impl Params {
                 Some(grad) => foreach::add_(&[grad], &[found], 1.0)?,
                 None => block.grad = Some(found.to_kind(Kind::Float)),
             }
+        }
+        Ok(())
+    }
+
+    /// The leaves that train, in the order of the model: for sums of gradients over several processes.
+    pub fn leaves(&self) -> Vec<Leaf> {
+        let apart = self.precision != Precision::Fp32;
+        let trained = self.blocks.iter().filter(|block| block.trains());
+        let leaf = |block: &Block| {
+            let gathered = block.grad.as_ref().filter(|_| apart).map(Tensor::shallow_clone);
+            Some(Leaf { compute: block.compute()?.shallow_clone(), gathered })
+        };
+        trained.filter_map(leaf).collect()
+    }
+
+    /// Puts fp32 gradients, one for each of [`leaves`](Self::leaves) and of its shape, in the place of those there are.
+    ///
+    /// # Errors
+    /// Another number of them; libtorch's.
+    pub fn put_grads(&mut self, grads: Vec<Tensor>) -> Result<()> {
+        let trained = self.blocks.iter_mut().filter(|block| block.trains());
+        let trained: Vec<&mut Block> = trained.collect();
+        if trained.len() != grads.len() {
+            let (leaves, given) = (trained.len(), grads.len());
+            return Err(Error::Input(format!("{given} gradients for {leaves} leaves")));
+        }
+        for (block, grad) in trained.into_iter().zip(grads) {
+            if let Some(compute) = block.compute() {
+                autograd::take_grad(compute)?;
+            }
+            block.grad = Some(grad);
         }
         Ok(())
     }

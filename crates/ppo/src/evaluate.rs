@@ -2,11 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 use stage::Context;
+use training::world::World;
 
 use crate::experience::{Experience, policy_pass, reference_pass, scores};
 use crate::models::Models;
 use crate::plan::Plan;
-use crate::rollout::{Episode, MicroBatch, rollout};
+use crate::rollout::{Episode, MicroBatch, Minibatch, rollout};
 
 /// Where the random numbers of held-out responses begin, so that they are no training episode's.
 const FIRST_EPISODE: u64 = 1 << 62;
@@ -74,11 +75,16 @@ fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
 ///
 /// # Errors
 /// libtorch's; a signal.
-pub(crate) fn baseline(ctx: &Context, plan: &Plan, models: &Models) -> anyhow::Result<Baseline> {
-    let episodes = sample(ctx, plan, &models.reference)?;
-    let batches = lay_out(plan, &episodes);
+pub(crate) fn baseline(
+    ctx: &Context,
+    world: &World,
+    plan: &Plan,
+    models: &Models,
+) -> anyhow::Result<Baseline> {
+    let episodes = sample(ctx, world, plan, &models.reference)?;
+    let batches = lay_out(world, plan, &episodes);
     let batches: Vec<&MicroBatch> = batches.iter().collect();
-    let scores = scores(models, plan, &plan.validation, &episodes, &batches)?;
+    let scores = scores(world, models, plan, &plan.validation, &episodes, &batches)?;
     Ok(Baseline { scores, accuracy: accuracy(plan, &episodes) })
 }
 
@@ -88,18 +94,20 @@ pub(crate) fn baseline(ctx: &Context, plan: &Plan, models: &Models) -> anyhow::R
 /// libtorch's; a signal.
 pub(crate) fn evaluate(
     ctx: &Context,
+    world: &World,
     plan: &Plan,
     models: &Models,
     baseline: &Baseline,
 ) -> anyhow::Result<EvalResult> {
-    let episodes = sample(ctx, plan, &models.policy)?;
-    let batches = lay_out(plan, &episodes);
+    let episodes = sample(ctx, world, plan, &models.policy)?;
+    let batches = lay_out(world, plan, &episodes);
     let batches: Vec<&MicroBatch> = batches.iter().collect();
     let temperature = plan.config.rollout.temperature;
     let mut experience = Experience::new(episodes.len());
-    experience.scores = scores(models, plan, &plan.validation, &episodes, &batches)?;
+    experience.scores = scores(world, models, plan, &plan.validation, &episodes, &batches)?;
     policy_pass(models, &batches, temperature, &mut experience)?;
     reference_pass(models, &batches, temperature, &mut experience.reference)?;
+    experience.exchange(world, &episodes)?;
     let wins = experience
         .scores
         .iter()
@@ -118,17 +126,24 @@ pub(crate) fn evaluate(
     })
 }
 
-fn sample(ctx: &Context, plan: &Plan, decoder: &model::Decoder) -> anyhow::Result<Vec<Episode>> {
+fn sample(
+    ctx: &Context,
+    world: &World,
+    plan: &Plan,
+    decoder: &model::Decoder,
+) -> anyhow::Result<Vec<Episode>> {
     ctx.check_interrupt()?;
     let all: Vec<usize> = (0..plan.validation.len()).collect();
     let settings = crate::config::Rollout { samples_per_prompt: 1, ..plan.config.rollout.clone() };
     let numbers = (ctx.seed, FIRST_EPISODE);
-    rollout(decoder, &plan.tokenizer, &plan.validation, &all, &settings, numbers)
+    rollout(world, decoder, &plan.tokenizer, &plan.validation, &all, &settings, numbers)
 }
 
-fn lay_out(plan: &Plan, episodes: &[Episode]) -> Vec<MicroBatch> {
+/// This rank's micro-batches.
+fn lay_out(world: &World, plan: &Plan, episodes: &[Episode]) -> Vec<MicroBatch> {
     let groups: Vec<_> = (0..episodes.len()).map(|episode| episode..episode + 1).collect();
-    MicroBatch::all(&groups, episodes, &plan.validation, plan.config.train.micro_batch_tokens)
+    let most = plan.config.train.micro_batch_tokens;
+    Minibatch::new(&groups, episodes, &plan.validation, most, world.share()).own
 }
 
 fn accuracy(plan: &Plan, episodes: &[Episode]) -> Option<f64> {

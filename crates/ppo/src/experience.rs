@@ -5,6 +5,7 @@ use objectives::{gae, grpo, mean_and_deviation, rloo, whiten};
 use tch::Tensor;
 use training::branches;
 use training::prompts::Prompt;
+use training::world::World;
 
 use crate::config::{Advantage, Config, KlPlace, Reward};
 use crate::models::Models;
@@ -80,11 +81,13 @@ pub(crate) fn reference_pass(
     Ok(())
 }
 
-/// The score of every episode: the reward model's and the rules', with what is taken off for how a response ended.
+/// The score of every episode: the reward model's and the rules', with what is taken off for how a response ended. The model
+/// scores this rank's batches, and the ranks tell each other.
 ///
 /// # Errors
-/// A score that is not finite; libtorch's.
+/// A score that is not finite; libtorch's; a rank that is gone.
 pub(crate) fn scores(
+    world: &World,
     models: &Models,
     plan: &Plan,
     prompts: &[Prompt],
@@ -107,6 +110,10 @@ pub(crate) fn scores(
                 all[episode] = clip.map_or(score, |most| score.clamp(-most, most));
             }
         }
+        // What is another rank's is 0 here.
+        let sums = Tensor::from_slice(&all);
+        world.sum(&sums)?;
+        all = Vec::try_from(sums)?;
     }
     for (episode, score) in episodes.iter().zip(&mut all) {
         let checker = prompts[episode.prompt].checker.as_ref();
@@ -141,6 +148,40 @@ impl Experience {
             returns: lists(),
             penalties: vec![0.0; episodes],
         }
+    }
+
+    /// Completes what the passes over this rank's batches have left with what the others' have.
+    ///
+    /// # Errors
+    /// A rank that is gone.
+    pub(crate) fn exchange(&mut self, world: &World, episodes: &[Episode]) -> anyhow::Result<()> {
+        if !world.is_shared() {
+            return Ok(());
+        }
+        let lengths: Vec<usize> = episodes.iter().map(|episode| episode.ids.len()).collect();
+        let total: usize = lengths.iter().sum();
+        for lists in [&mut self.logprobs, &mut self.reference, &mut self.values] {
+            // Of each token, after how many ranks have told; what is another's is 0 here.
+            let mut own = Vec::with_capacity(total + 1);
+            for (list, &length) in lists.iter().zip(&lengths) {
+                own.extend((0..length).map(|at| list.get(at).copied().unwrap_or(0.0)));
+            }
+            own.push(if lists.iter().any(|list| !list.is_empty()) { 1.0 } else { 0.0 });
+            let all = Tensor::from_slice(&own);
+            world.sum(&all)?;
+            let all: Vec<f32> = Vec::try_from(all)?;
+            // There is no value function.
+            if all.last() == Some(&0.0) {
+                continue;
+            }
+            let mut rest = all.as_slice();
+            for (list, &length) in lists.iter_mut().zip(&lengths) {
+                let (numbers, others) = rest.split_at(length);
+                *list = numbers.to_vec();
+                rest = others;
+            }
+        }
+        Ok(())
     }
 
     /// `log policy - log reference` of each token of an episode.

@@ -1,17 +1,19 @@
 //! The optimisation on one step's episodes.
 
 use data::batch::{Batcher, Step};
+use model::Decoder;
 use objectives::{policy_loss, value_loss};
 use tch::{Kind, Tensor};
 use torch_ext::autograd;
 use training::loss::next_token_loss;
 use training::optimizer::{AdamW, LossScale};
 use training::update::{Applied, apply};
+use training::world::{Reducer, World};
 
 use crate::config::{Config, KlPlace};
 use crate::experience::Experience;
 use crate::models::Models;
-use crate::rollout::MicroBatch;
+use crate::rollout::Minibatch;
 
 /// The optimisers with the loss scales of fp16.
 pub(crate) struct Optimizers {
@@ -20,6 +22,19 @@ pub(crate) struct Optimizers {
     pub(crate) value: Option<AdamW>,
     pub(crate) policy_scale: LossScale,
     pub(crate) value_scale: LossScale,
+}
+
+/// What sums the gradients over the ranks.
+pub(crate) struct Reducers {
+    pub(crate) policy: Reducer,
+    pub(crate) value: Option<Reducer>,
+}
+
+impl Reducers {
+    pub(crate) fn new(world: &World, models: &Models) -> anyhow::Result<Self> {
+        let of = |decoder: &Decoder| Reducer::new(world, decoder.params());
+        Ok(Self { policy: of(&models.policy)?, value: models.value.as_ref().map(of).transpose()? })
+    }
 }
 
 /// What decides a step beside its episodes.
@@ -95,19 +110,22 @@ impl Learned {
 /// Passes over the minibatches; ends early where the policy has moved too far.
 ///
 /// # Errors
-/// libtorch's; data of the pre-training mix that cannot be read.
+/// libtorch's; data of the pre-training mix that cannot be read; a rank that is gone.
+#[expect(clippy::too_many_arguments, reason = "all that a step has")]
 pub(crate) fn learn(
+    world: &World,
     models: &mut Models,
+    reducers: &Reducers,
     optimizers: &mut Optimizers,
     config: &Config,
-    passes: &[Vec<Vec<MicroBatch>>],
+    passes: &[Vec<Minibatch>],
     experience: &Experience,
     mix: &mut Option<Batcher>,
     course: Course,
 ) -> anyhow::Result<Learned> {
     let mut learned = Learned::default();
     for minibatch in passes.iter().flatten() {
-        let sums = accumulate(models, optimizers, config, minibatch, experience, course)?;
+        let sums = accumulate(world, models, optimizers, config, minibatch, experience, course)?;
         if let Some(most) = config.ppo.target_kl
             && !learned.minibatches.is_empty()
             && sums.double_value(&[5]) > most
@@ -123,12 +141,13 @@ pub(crate) fn learn(
             && let Some(step) = mix.next_step()?
         {
             let scale = optimizers.policy_scale.scale * ptx.coef;
-            learned.ptx_losses.push(mix_in(models, &step, scale)?);
+            learned.ptx_losses.push(mix_in(world, models, &step, scale)?);
         }
         let row = |values: &[f64]| std::array::from_fn(|at| values[at]);
         let (factor, moves) = (course.factor, !course.warmup || models.value.is_none());
         let mut means = None;
         if moves {
+            reducers.policy.finish(models.policy.params_mut())?;
             let Optimizers { policy, policy_scale, .. } = &mut *optimizers;
             let applied = apply(&mut models.policy, policy, factor, policy_scale, &sums)?;
             learned.policy_norms.push(applied.grad_norm);
@@ -136,6 +155,9 @@ pub(crate) fn learn(
             means = Some(row(&applied.sums));
         }
         if let (Some(value), Some(optimizer)) = (&mut models.value, &mut optimizers.value) {
+            if let Some(reducer) = &reducers.value {
+                reducer.finish(value.params_mut())?;
+            }
             let scale = &mut optimizers.value_scale;
             let Applied { grad_norm, finite, sums } =
                 apply(value, optimizer, factor, scale, &sums)?;
@@ -148,23 +170,23 @@ pub(crate) fn learn(
     Ok(learned)
 }
 
-/// Gradients of a minibatch's mean loss; returns the means of [`NAMES`] on the device, fp64.
+/// Gradients of this rank's part of a minibatch's mean loss; returns the means of [`NAMES`] over all ranks, on the device, fp64.
 ///
 /// Every mean is over the response tokens of the whole minibatch, so how it is cut into micro-batches changes nothing.
 fn accumulate(
+    world: &World,
     models: &mut Models,
     optimizers: &Optimizers,
     config: &Config,
-    minibatch: &[MicroBatch],
+    minibatch: &Minibatch,
     experience: &Experience,
     course: Course,
 ) -> anyhow::Result<Tensor> {
-    let tokens: usize = minibatch.iter().map(MicroBatch::num_tokens).sum();
-    let count = tokens.max(1) as f64;
+    let count = minibatch.num_tokens.max(1) as f64;
     let device = models.policy.device();
     let mut sums = Tensor::zeros([COUNT as i64 - 1], (Kind::Double, device));
     let mut gap = Tensor::zeros([1], (Kind::Double, device));
-    for batch in minibatch {
+    for batch in &minibatch.own {
         let of = |lists: &[Vec<f32>]| {
             let numbers = batch.episodes.iter().flat_map(|&episode| lists[episode].iter().copied());
             Tensor::from_slice(&numbers.collect::<Vec<f32>>()).to_device(device)
@@ -216,17 +238,24 @@ fn accumulate(
         let furthest = (&policy.ratio - 1.0).abs().max().to_kind(Kind::Double).view(1);
         gap = gap.max_other(&furthest);
     }
+    world.sum(&sums)?;
+    world.max(&gap)?;
     Ok(Tensor::cat(&[sums / count, gap], 0))
 }
 
-/// Adds `scale` times the gradient of the mean next-token loss on other data; returns that loss.
-fn mix_in(models: &mut Models, step: &Step, scale: f64) -> anyhow::Result<f64> {
+/// Adds `scale` times the gradient of this rank's part of the mean next-token loss on other data; returns that loss over all
+/// ranks.
+fn mix_in(world: &World, models: &mut Models, step: &Step, scale: f64) -> anyhow::Result<f64> {
+    let counts = if step.counts { 1.0 } else { 0.0 };
+    let share = counts * scale / step.num_targets as f64;
     let mut sum = 0.0;
     for batch in &step.micro_batches {
         let loss = next_token_loss(&models.policy, batch)?;
-        autograd::backward(&(&loss.sum * (scale / step.num_targets as f64)))?;
+        autograd::backward(&(&loss.sum * share))?;
         models.policy.params_mut().gather_grads()?;
-        sum += f64::try_from(loss.sum.detach())?;
+        sum += counts * f64::try_from(loss.sum.detach())?;
     }
-    Ok(sum / step.num_targets as f64)
+    let all = Tensor::from(sum);
+    world.sum(&all)?;
+    Ok(f64::try_from(all)? / step.num_targets as f64)
 }

@@ -31,7 +31,8 @@ use std::process::ExitCode;
 
 use stage::{Context, Info, Results};
 use training::peft::Trained;
-use training::stage_run::{find_device, save_model, sizes, warn_of_emulation};
+use training::stage_run::{save_model, sizes, warn_of_emulation};
+use training::world::World;
 
 use crate::config::Config;
 use crate::models::Models;
@@ -43,6 +44,7 @@ const INFO: Info = Info {
     reads: "a Hugging Face directory or run directory with a model; prompt rows; a reward model",
     writes: "model/ in Hugging Face layout (with [peft] adapter/ in PEFT's), checkpoints/, metrics.jsonl, tensorboard/, samples.parquet, manifest.json",
     example: "ppo --config configs/ppo.toml --set kl.coef.fixed=0.1",
+    parallel: true,
 };
 
 fn main() -> ExitCode {
@@ -51,15 +53,18 @@ fn main() -> ExitCode {
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]
 fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
-    let device = find_device(ctx)?;
+    let world = World::join(ctx)?;
     record_inputs(ctx, &plan)?;
     ctx.start()?;
     if plan.too_long > 0 {
         tracing::warn!("{} prompts leave no room for a response and are left out", plan.too_long);
     }
-    let mut models = Models::load(&plan, device, ctx.seed)?;
+    let mut models = Models::load(&plan, world.device(), ctx.seed)?;
     warn_of_emulation(&models.policy);
-    let mut results = train::train(ctx, &plan, &mut models)?;
+    let mut results = train::train(ctx, &world, &plan, &mut models)?;
+    if !world.is_first() {
+        return Ok(results);
+    }
     let trained = plan.peft.as_ref().map(|peft| Trained { plan: peft, base: &plan.policy });
     save_model(ctx, &mut models.policy, &plan.tokenizer, &plan.config.save, trained)?;
     results.extend(sizes(&models.policy));

@@ -1,6 +1,6 @@
 //! Sampling responses, and laying them out for the models.
 
-use data::batch::Branches;
+use data::batch::{Branches, Share};
 use data::dataset::shuffle;
 use data::tokenizer::Tokenizer;
 use model::Decoder;
@@ -8,11 +8,12 @@ use model::generate::{Request, Sampling};
 use serde::{Deserialize, Serialize};
 use training::prompts::Prompt;
 use training::respond::{Responder, Response, Stop, sample_seed};
+use training::world::World;
 
 use crate::config::Rollout;
 
 /// One sampled response.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Episode {
     /// Index of its prompt.
     pub(crate) prompt: usize,
@@ -56,11 +57,13 @@ impl PromptCursor {
 }
 
 /// Samples responses to `prompts[chosen]`, the samples of a prompt one after another. `first` is the number of the first
-/// episode in the whole run: it decides the random numbers.
+/// episode in the whole run: it decides the random numbers. Each rank of `world` answers some of the prompts, about as many
+/// tokens as the others, and all get all responses.
 ///
 /// # Errors
-/// Logits that are not finite.
+/// Logits that are not finite; a rank that is gone.
 pub(crate) fn rollout(
+    world: &World,
     decoder: &Decoder,
     tokenizer: &Tokenizer,
     prompts: &[Prompt],
@@ -69,11 +72,16 @@ pub(crate) fn rollout(
     (seed, first): (u64, u64),
 ) -> anyhow::Result<Vec<Episode>> {
     let samples = settings.samples_per_prompt;
-    let of_prompt = |prompt| std::iter::repeat_n(prompt, samples);
-    let asked: Vec<usize> = chosen.iter().copied().flat_map(of_prompt).collect();
+    let lengths: Vec<usize> = chosen.iter().map(|&prompt| prompts[prompt].ids.len()).collect();
+    let longest = lengths.iter().max().copied().unwrap_or(0);
+    // Responses are as long as the longest prompt until more is known.
+    let costs: Vec<usize> = lengths.iter().map(|own| own + samples * longest).collect();
+    let place = |&index: &usize| (0..samples).map(move |sample| index * samples + sample);
+    let own: Vec<usize> = own_part(&costs, world.share()).iter().flat_map(place).collect();
+    let asked: Vec<usize> = own.iter().map(|episode| chosen[episode / samples]).collect();
     let requests: Vec<Request> = asked
         .iter()
-        .zip(first..)
+        .zip(own.iter().map(|&episode| first + episode as u64))
         .map(|(&prompt, episode)| Request {
             ids: prompts[prompt].ids.clone(),
             max_new_tokens: settings.max_new_tokens,
@@ -94,7 +102,26 @@ pub(crate) fn rollout(
         text,
         ended,
     };
-    Ok(asked.into_iter().zip(responses).map(episode).collect())
+    let mine: Vec<(usize, Episode)> =
+        own.into_iter().zip(asked.into_iter().zip(responses).map(episode)).collect();
+    let mut all = world.gather(mine)?.concat();
+    all.sort_by_key(|(episode, _)| *episode);
+    Ok(all.into_iter().map(|(_, episode)| episode).collect())
+}
+
+/// Which of things of so many tokens a rank takes, in their order: the longest first, each by the rank that has the least.
+fn own_part(tokens: &[usize], share: Share) -> Vec<usize> {
+    let mut by_length: Vec<usize> = (0..tokens.len()).collect();
+    by_length.sort_by_key(|&index| (std::cmp::Reverse(tokens[index]), index));
+    let mut loads = vec![0; share.size];
+    let mut own = Vec::new();
+    for index in by_length {
+        let rank = (0..share.size).min_by_key(|&rank| (loads[rank], rank)).unwrap_or(0);
+        loads[rank] += tokens[index];
+        own.extend((rank == share.rank).then_some(index));
+    }
+    own.sort_unstable();
+    own
 }
 
 /// Episodes that go through the models together, a prompt's tokens once for all of its responses.
@@ -130,10 +157,40 @@ impl MicroBatch {
         }
         all
     }
+}
 
-    /// Response tokens.
-    pub(crate) fn num_tokens(&self) -> usize {
-        self.rows.responses.iter().map(ExactSizeIterator::len).sum()
+/// What one optimiser step learns from.
+#[derive(Debug)]
+pub(crate) struct Minibatch {
+    /// This rank's micro-batches.
+    pub(crate) own: Vec<MicroBatch>,
+    /// Response tokens of all ranks.
+    pub(crate) num_tokens: usize,
+}
+
+impl Minibatch {
+    /// Lays `groups` out as [`MicroBatch::all`] does, enough micro-batches for all ranks, and keeps this rank's: about as many
+    /// tokens as the others have.
+    pub(crate) fn new(
+        groups: &[std::ops::Range<usize>],
+        episodes: &[Episode],
+        prompts: &[Prompt],
+        most: usize,
+        share: Share,
+    ) -> Self {
+        let responses = |group: &std::ops::Range<usize>| {
+            episodes[group.clone()].iter().map(|episode| episode.ids.len()).sum::<usize>()
+        };
+        let prompt =
+            |group: &std::ops::Range<usize>| prompts[episodes[group.start].prompt].ids.len();
+        let num_tokens: usize = groups.iter().map(responses).sum();
+        let all_tokens = num_tokens + groups.iter().map(prompt).sum::<usize>();
+        let most = if share.size > 1 { most.min(all_tokens.div_ceil(share.size)) } else { most };
+        let all = MicroBatch::all(groups, episodes, prompts, most);
+        let tokens: Vec<usize> = all.iter().map(|batch| batch.rows.num_tokens()).collect();
+        let mine = own_part(&tokens, share);
+        let own = all.into_iter().enumerate().filter(|(index, _)| mine.contains(index));
+        Self { own: own.map(|(_, batch)| batch).collect(), num_tokens }
     }
 }
 
@@ -144,13 +201,15 @@ pub(crate) fn minibatches(
     samples: usize,
     (passes, count, most): (usize, usize, usize),
     (seed, step): (u64, u64),
-) -> Vec<Vec<Vec<MicroBatch>>> {
+    share: Share,
+) -> Vec<Vec<Minibatch>> {
     let pass = |pass: usize| {
         let mut groups: Vec<std::ops::Range<usize>> =
             (0..episodes.len()).step_by(samples).map(|start| start..start + samples).collect();
         shuffle(&mut groups, [seed, step, pass as u64, 4]);
         let size = groups.len().div_ceil(count);
-        groups.chunks(size).map(|chunk| MicroBatch::all(chunk, episodes, prompts, most)).collect()
+        let minibatch = |chunk| Minibatch::new(chunk, episodes, prompts, most, share);
+        groups.chunks(size).map(minibatch).collect()
     };
     (0..passes).map(pass).collect()
 }

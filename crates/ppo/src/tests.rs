@@ -18,6 +18,7 @@ use crate::plan::Plan;
 use crate::rollout::{Episode, PromptCursor};
 use crate::train::train;
 use training::respond::sample_seed;
+use training::world::World;
 
 /// A folder with a policy, a reward model and prompts.
 struct Yard(tempfile::TempDir);
@@ -80,7 +81,7 @@ impl Yard {
         let dir = RunDir::create(self.0.path().join(name)).unwrap();
         let mut ctx = Context::detached(dir, 1, DeviceSpec::Cpu);
         ctx.start().unwrap();
-        train(&mut ctx, &plan, &mut models).unwrap();
+        train(&mut ctx, &World::alone(Device::Cpu), &plan, &mut models).unwrap();
         let lines = fs_err::read_to_string(ctx.run_dir.metrics_path()).unwrap();
         let lines = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         (models, lines)
@@ -310,7 +311,7 @@ mod bandit {
         let dir = RunDir::create(yard.0.path().join("bandit")).unwrap();
         let mut ctx = Context::detached(dir, 1, DeviceSpec::Cpu);
         ctx.start().unwrap();
-        train(&mut ctx, &plan, &mut models).unwrap();
+        train(&mut ctx, &World::alone(Device::Cpu), &plan, &mut models).unwrap();
         let of = |policy: &Tensor| objective(policy, &start, &rewards);
         let (most, least, found) = (of(&best), of(&start), of(&policy(&models.policy, &prompt)));
         assert!(most > least + 0.1, "there is something to gain: {least} to {most}");

@@ -19,11 +19,12 @@ use stage::{Context, ErrorExt as _, Interrupted, Results};
 use training::checkpoint;
 use training::optimizer::{AdamW, LossScale};
 use training::settings::Optimizer;
+use training::world::World;
 
 use crate::config::KlCoef;
 use crate::evaluate::{Baseline, EvalResult, baseline, evaluate};
 use crate::experience::{Experience, policy_pass, reference_pass, scores};
-use crate::learn::{Course, Learned, Optimizers, learn};
+use crate::learn::{Course, Learned, Optimizers, Reducers, learn};
 use crate::models::Models;
 use crate::plan::Plan;
 use crate::rollout::{Episode, MicroBatch, PromptCursor, minibatches, rollout};
@@ -73,13 +74,14 @@ struct Sample {
 ///
 /// # Errors
 /// Data that cannot be read; a checkpoint of another run; a loss that is not finite again and again; no space for a checkpoint;
-/// a signal, after saving.
+/// a signal, after saving; a rank that is gone.
 pub(crate) fn train(
     ctx: &mut Context,
+    world: &World,
     plan: &Plan,
     models: &mut Models,
 ) -> anyhow::Result<Results> {
-    let mut run = Run::start(ctx, plan, models)?;
+    let mut run = Run::start(ctx, world, plan, models)?;
     loop {
         run.between_steps()?;
         if run.is_done() {
@@ -91,16 +93,25 @@ pub(crate) fn train(
 
 struct Run<'a> {
     ctx: &'a mut Context,
+    world: &'a World,
     plan: &'a Plan,
     models: &'a mut Models,
     optimizers: Optimizers,
+    reducers: Reducers,
     mix: Option<Batcher>,
     state: State,
     saved_at: Option<u64>,
 }
 
 impl<'a> Run<'a> {
-    fn start(ctx: &'a mut Context, plan: &'a Plan, models: &'a mut Models) -> anyhow::Result<Self> {
+    fn start(
+        ctx: &'a mut Context,
+        world: &'a World,
+        plan: &'a Plan,
+        models: &'a mut Models,
+    ) -> anyhow::Result<Self> {
+        // From here on the first rank has made the run directory what it is to be.
+        world.begin(ctx)?;
         tch::manual_seed(ctx.seed as i64);
         let train = &plan.config.train;
         let mut mix = plan.config.ptx.as_ref().map(|ptx| {
@@ -108,7 +119,7 @@ impl<'a> Run<'a> {
             let rows = TokenDataset::with_order(&ptx.data, order, None)?;
             let size = BatchSize::Tokens(ptx.batch_tokens);
             let config = BatchConfig { size, micro_batch_tokens: train.micro_batch_tokens };
-            anyhow::Ok(Batcher::new(rows, config))
+            anyhow::Ok(Batcher::new(rows, config).shared(world.share()))
         });
         let mut mix = mix.take().transpose()?;
         let mut optimizers = new_optimizers(plan, models)?;
@@ -132,9 +143,15 @@ impl<'a> Run<'a> {
                 *scale = saved.unwrap_or(*scale);
             }
         }
+        checkpoint::same_in_all(ctx, world, saved_at)?;
+        world.share_weights(models.policy.params_mut())?;
+        if let Some(value) = &mut models.value {
+            world.share_weights(value.params_mut())?;
+        }
         ctx.metrics.begin(saved_at)?;
         ctx.metrics.start_progress(train.steps, state.step);
-        Ok(Self { ctx, plan, models, optimizers, mix, state, saved_at })
+        let reducers = Reducers::new(world, models)?;
+        Ok(Self { ctx, world, plan, models, optimizers, reducers, mix, state, saved_at })
     }
 
     fn is_done(&self) -> bool {
@@ -150,8 +167,15 @@ impl<'a> Run<'a> {
         let chosen = self.state.prompts.take(count, plan.prompts.len(), seed);
         let numbers = (seed, self.state.episode);
         let (policy, tokenizer) = (&self.models.policy, &plan.tokenizer);
-        let episodes =
-            rollout(policy, tokenizer, &plan.prompts, &chosen, &config.rollout, numbers)?;
+        let episodes = rollout(
+            self.world,
+            policy,
+            tokenizer,
+            &plan.prompts,
+            &chosen,
+            &config.rollout,
+            numbers,
+        )?;
         clock.lap("time/rollout");
 
         let passes = minibatches(
@@ -160,22 +184,27 @@ impl<'a> Run<'a> {
             config.rollout.samples_per_prompt,
             (config.ppo.ppo_epochs, config.ppo.num_minibatches, config.train.micro_batch_tokens),
             (seed, self.state.step),
+            self.world.share(),
         );
         // The very micro-batches of the first pass: the policy gives every token the probability that it will have there.
-        let batches: Vec<&MicroBatch> = passes[0].iter().flatten().collect();
+        let batches: Vec<&MicroBatch> = passes[0].iter().flat_map(|part| &part.own).collect();
         let mut experience = Experience::new(episodes.len());
-        experience.scores = scores(self.models, plan, &plan.prompts, &episodes, &batches)?;
+        experience.scores =
+            scores(self.world, self.models, plan, &plan.prompts, &episodes, &batches)?;
         clock.lap("time/scoring");
         let temperature = config.rollout.temperature;
         reference_pass(self.models, &batches, temperature, &mut experience.reference)?;
         clock.lap("time/reference");
         policy_pass(self.models, &batches, temperature, &mut experience)?;
+        experience.exchange(self.world, &episodes)?;
         experience.judge(config, self.state.kl_coef);
         let factor = config.train.schedule.factor(self.state.step, config.train.steps);
         let warmup = self.state.step < config.ppo.critic_warmup_steps;
         let course = Course { factor, kl_coef: self.state.kl_coef, warmup };
         let learned = learn(
+            self.world,
             self.models,
+            &self.reducers,
             &mut self.optimizers,
             config,
             &passes,
@@ -255,6 +284,9 @@ impl<'a> Run<'a> {
             self.state.samples.push(Sample { step, prompt, response: episode.text.clone(), score });
         }
         self.ctx.metrics.text("samples", step, &table)?;
+        if !self.world.is_first() {
+            return Ok(());
+        }
         write_samples(self.ctx, &self.state.samples)
     }
 
@@ -275,6 +307,7 @@ impl<'a> Run<'a> {
                 Err(error) => return Err(error),
             }
         }
+        self.world.agree(self.ctx)?;
         let stop = self.ctx.check_interrupt();
         let keeps_best = config.train.checkpoint.keep_best;
         let good = self.state.skipped_in_a_row == 0;
@@ -294,9 +327,9 @@ impl<'a> Run<'a> {
         let step = self.state.step;
         let first = match self.state.baseline.take() {
             Some(baseline) => baseline,
-            None => baseline(self.ctx, self.plan, self.models)?,
+            None => baseline(self.ctx, self.world, self.plan, self.models)?,
         };
-        let result = evaluate(self.ctx, self.plan, self.models, &first)?;
+        let result = evaluate(self.ctx, self.world, self.plan, self.models, &first)?;
         self.ctx.metrics.log(step, &result.values())?;
         let state = &mut self.state;
         state.baseline = Some(first);
@@ -346,7 +379,8 @@ impl<'a> Run<'a> {
 
     /// Puts the best weights in place where they are asked for, and sums the run up.
     fn finish(self) -> anyhow::Result<Results> {
-        let Self { ctx, plan, models, state, .. } = self;
+        let Self { ctx, world, plan, models, state, .. } = self;
+        world.part(ctx);
         let mut results = Results::new();
         let mut put = |name: &str, value: serde_json::Value| {
             results.insert(name.to_owned(), value);
@@ -370,7 +404,9 @@ impl<'a> Run<'a> {
         put("eval_before", json!(state.first_eval));
         put("eval", json!(handed_on.map(|(_, best)| best).or(state.last_eval.as_ref())));
         put("best_step", json!(state.best.as_ref().map(|(step, _)| step)));
-        if let Some((step, _)) = handed_on.filter(|(step, _)| *step != state.step) {
+        // The other ranks' weights are of no more use.
+        let first = world.is_first();
+        if let Some((step, _)) = handed_on.filter(|(step, _)| first && *step != state.step) {
             let path = checkpoint::path_of(ctx, *step);
             let weights = checkpoint::weights_of(&path, &models.policy);
             checkpoint::load_weights(&mut models.policy, &[&weights, &path.join(VALUE)])?;

@@ -20,7 +20,8 @@ use std::process::ExitCode;
 
 use model::{Decoder, LoadOptions};
 use stage::{Context, Info, Results};
-use training::stage_run::{find_device, record_inputs, train_on_texts};
+use training::stage_run::{record_inputs, train_on_texts};
+use training::world::World;
 
 use crate::config::{Config, Plan, Start};
 
@@ -30,6 +31,7 @@ const INFO: Info = Info {
     reads: "token rows of text, made by data-prep; with model.path a Hugging Face directory or run directory",
     writes: "model/ in Hugging Face layout (with [peft] adapter/ in PEFT's), checkpoints/, metrics.jsonl, tensorboard/, manifest.json",
     example: "pretrain --config configs/pretrain.toml --set train.optimizer.learning_rate=1e-3",
+    parallel: true,
 };
 
 fn main() -> ExitCode {
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]
 fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
-    let device = find_device(ctx)?;
+    let world = World::join(ctx)?;
     match &plan.start {
         Start::Fresh { file: Some(file), .. } => drop(ctx.input("config", file)?),
         Start::Fresh { .. } => {}
@@ -47,10 +49,12 @@ fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     record_inputs(ctx, &plan.texts)?;
     ctx.start()?;
     let precision = plan.texts.supervised.settings.precision;
-    let options = LoadOptions { device, precision, trainable: true };
+    let options = LoadOptions { device: world.device(), precision, trainable: true };
     let (mut decoder, base) = match &plan.start {
         Start::Fresh { config, .. } => (Decoder::init(config, ctx.seed, &options)?, None),
-        Start::Model { dir, .. } => (plan.texts.load(dir, None, ctx.seed, device)?, Some(dir)),
+        Start::Model { dir, .. } => {
+            (plan.texts.load(dir, None, ctx.seed, world.device())?, Some(dir))
+        }
     };
-    train_on_texts(ctx, &mut decoder, &plan.texts, base.map(PathBuf::as_path))
+    train_on_texts(ctx, &world, &mut decoder, &plan.texts, base.map(PathBuf::as_path))
 }

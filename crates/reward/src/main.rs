@@ -27,8 +27,9 @@ use data::tokenizer::Tokenizer;
 use model::config::Dropout;
 use model::{Decoder, Head};
 use stage::{Context, Info, Results};
-use training::stage_run::{find_device, record_inputs, save_model, sizes, warn_of_emulation};
+use training::stage_run::{record_inputs, save_model, sizes, warn_of_emulation};
 use training::supervised::train;
+use training::world::World;
 
 use crate::config::{Config, Plan};
 use crate::loss::pair_loss;
@@ -40,6 +41,7 @@ const INFO: Info = Info {
     reads: "a Hugging Face directory or run directory with a model; pair rows, made by data-prep",
     writes: "model/ in Hugging Face layout (with [peft] adapter/ in PEFT's), checkpoints/, metrics.jsonl, tensorboard/, samples.parquet, manifest.json",
     example: "reward --config configs/reward.toml\n         reward score --help    scores the responses of a Parquet file",
+    parallel: true,
 };
 
 fn main() -> ExitCode {
@@ -52,19 +54,23 @@ fn main() -> ExitCode {
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]
 fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
-    let device = find_device(ctx)?;
+    let world = World::join(ctx)?;
     ctx.input("model", &plan.model_dir)?;
     record_inputs(ctx, &plan.pairs)?;
     ctx.start()?;
     let supervised = &plan.pairs.supervised;
-    let mut decoder = plan.pairs.load(&plan.model_dir, Some(Head::Score), ctx.seed, device)?;
+    let mut decoder =
+        plan.pairs.load(&plan.model_dir, Some(Head::Score), ctx.seed, world.device())?;
     // Off unless asked for: noise in the scores is noise in their order.
     decoder.set_dropout(supervised.settings.dropout_over(Dropout::default()));
     warn_of_emulation(&decoder);
 
     let centering = plan.reward.centering_coefficient;
     let loss = |decoder: &Decoder, batch: &PairBatch| pair_loss(decoder, batch, centering);
-    let mut results = train(ctx, &mut decoder, supervised, &loss)?;
+    let mut results = train(ctx, &world, &mut decoder, supervised, &loss)?;
+    if !world.is_first() {
+        return Ok(results);
+    }
 
     let (files, limit) = pairs_of(supervised);
     let scored = Scored::new(ctx, &decoder, &files, supervised.settings.micro_batch_tokens, limit)?;

@@ -20,7 +20,8 @@ mod config;
 use std::process::ExitCode;
 
 use stage::{Context, Info, Results};
-use training::stage_run::{find_device, record_inputs, train_on_texts};
+use training::stage_run::{record_inputs, train_on_texts};
+use training::world::World;
 
 use crate::config::{Config, Plan};
 
@@ -30,6 +31,7 @@ const INFO: Info = Info {
     reads: "a Hugging Face directory or run directory with a model; token rows, made by data-prep",
     writes: "model/ in Hugging Face layout (with [peft] adapter/ in PEFT's), checkpoints/, metrics.jsonl, tensorboard/, manifest.json",
     example: "sft --config configs/sft.toml --set train.optimizer.learning_rate=3e-5",
+    parallel: true,
 };
 
 fn main() -> ExitCode {
@@ -38,10 +40,10 @@ fn main() -> ExitCode {
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]
 fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
-    let device = find_device(ctx)?;
+    let world = World::join(ctx)?;
     ctx.input("model", &plan.model_dir)?;
     record_inputs(ctx, &plan.texts)?;
     ctx.start()?;
-    let mut decoder = plan.texts.load(&plan.model_dir, None, ctx.seed, device)?;
-    train_on_texts(ctx, &mut decoder, &plan.texts, Some(&plan.model_dir))
+    let mut decoder = plan.texts.load(&plan.model_dir, None, ctx.seed, world.device())?;
+    train_on_texts(ctx, &world, &mut decoder, &plan.texts, Some(&plan.model_dir))
 }

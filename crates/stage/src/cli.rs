@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Arg, ArgAction, Command, value_parser};
 
@@ -22,6 +23,8 @@ pub struct Info {
     pub writes: &'static str,
     /// A command line that works.
     pub example: &'static str,
+    /// Whether several processes can run it together.
+    pub parallel: bool,
 }
 
 /// The command line, parsed.
@@ -32,6 +35,8 @@ pub(crate) struct Args {
     pub(crate) overrides: Vec<Override>,
     pub(crate) device: DeviceSpec,
     pub(crate) resume: bool,
+    /// How long to wait for another process of the job that does nothing.
+    pub(crate) patience: Duration,
     pub(crate) check: bool,
     pub(crate) verbose: u8,
 }
@@ -43,7 +48,7 @@ fn default_config(info: &Info) -> String {
 fn command(info: &Info) -> Command {
     let default = default_config(info);
     let flag = |name, value| Arg::new(name).long(name).value_name(value);
-    Command::new(info.name)
+    let command = Command::new(info.name)
         .version(env!("CARGO_PKG_VERSION"))
         .about(info.about)
         .after_help(format!(
@@ -92,7 +97,16 @@ fn command(info: &Info) -> Command {
                 .long("verbose")
                 .action(ArgAction::Count)
                 .help("Logs more; -vv logs everything"),
-        )
+        );
+    if !info.parallel {
+        return command;
+    }
+    command.arg(
+        flag("rank-timeout", "SECONDS")
+            .value_parser(value_parser!(u64).range(1..))
+            .default_value("600")
+            .help("Under torchrun: how long to wait for a process that does nothing"),
+    )
 }
 
 /// Parses the arguments after the program's name.
@@ -116,6 +130,10 @@ pub(crate) fn parse(info: &Info, args: &[OsString]) -> Result<Args, clap::Error>
         overrides,
         device: found.remove_one("device").unwrap_or_default(),
         resume: found.remove_one::<String>("resume").as_deref() != Some("never"),
+        patience: match info.parallel {
+            true => Duration::from_secs(found.remove_one("rank-timeout").unwrap_or(600)),
+            false => Duration::ZERO,
+        },
         check: found.get_flag("check"),
         verbose: found.get_count("verbose"),
     })
@@ -131,6 +149,7 @@ mod tests {
         reads: "a model and token rows",
         writes: "a model",
         example: "sft --config configs/sft.toml --set seed=7",
+        parallel: true,
     };
 
     fn parse_words(words: &str) -> Result<Args, clap::Error> {

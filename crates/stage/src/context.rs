@@ -10,6 +10,7 @@ use artifact::{Digest, Input, RunDir, atomic};
 use crate::device::DeviceSpec;
 use crate::error::{Hint, UsageError};
 use crate::interrupt::{Interrupt, Interrupted};
+use crate::layout::Layout;
 use crate::metrics::Metrics;
 
 /// The surroundings of one run.
@@ -21,6 +22,8 @@ pub struct Context {
     pub seed: u64,
     /// The device asked for.
     pub device: DeviceSpec,
+    /// Which of the job's processes this is. Only the first writes into the run directory.
+    pub layout: Layout,
     /// Whether to go on from the last checkpoint if there is one. There is none when the directory
     /// holds a finished run: running that again starts over.
     pub resume: bool,
@@ -53,6 +56,7 @@ impl Context {
             run_dir,
             seed,
             device,
+            layout: Layout::default(),
             resume: true,
             metrics,
             interrupt: Interrupt::none(),
@@ -90,11 +94,15 @@ impl Context {
     /// Begins to write: to be called once what the run needs has been found good (its inputs, its device), because from
     /// here on an earlier run in the directory is given up. With `--resume auto` that of a finished one starts over: its
     /// manifest, checkpoints and metrics go at once, its products when they are replaced; an unfinished one is taken up
-    /// as it is. With `--resume never` everything a run made there goes.
+    /// as it is. With `--resume never` everything a run made there goes. Of several processes the first does this.
     ///
     /// # Errors
     /// Another process at work in the directory; those of the file system.
     pub fn start(&mut self) -> anyhow::Result<()> {
+        if !self.layout.is_first() {
+            self.started = true;
+            return Ok(());
+        }
         self.lock = Some(Lock::take(&self.run_dir)?);
         if !self.resume {
             self.run_dir.clear().map_err(UsageError::new)?;

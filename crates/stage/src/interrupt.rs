@@ -66,6 +66,8 @@ pub struct Interrupt {
     received: Arc<AtomicUsize>,
     /// Whether the next signal ends the process.
     last_warning: Arc<AtomicBool>,
+    /// The number that [`agree`](Self::agree) has set, or `None` for a process on its own.
+    agreed: Option<Arc<AtomicUsize>>,
 }
 
 impl Interrupt {
@@ -92,10 +94,32 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// The signal that has come, if any.
+    /// The signal that has come, if any; of several processes the one they have agreed on.
     pub fn requested(&self) -> Option<Signal> {
-        let number = self.received.load(Ordering::SeqCst);
+        let number = self.agreed.as_ref().unwrap_or(&self.received).load(Ordering::SeqCst);
         Signal::ALL.into_iter().find(|signal| signal.number() as usize == number)
+    }
+
+    /// From now on [`check`](Self::check) knows of a signal only once all processes of the job do, by [`agree`](Self::agree): so
+    /// they stop at the same place.
+    pub fn stop_together(&mut self) {
+        self.agreed = Some(Arc::default());
+    }
+
+    /// From now on a signal counts by itself again.
+    pub fn stop_alone(&mut self) {
+        self.agreed = None;
+    }
+
+    /// Lets `most` find the largest signal number that any process has received, and takes that for this process's.
+    ///
+    /// # Errors
+    /// That of `most`.
+    pub fn agree<E>(&self, most: impl FnOnce(usize) -> Result<usize, E>) -> Result<(), E> {
+        if let Some(agreed) = &self.agreed {
+            agreed.store(most(self.received.load(Ordering::SeqCst))?, Ordering::SeqCst);
+        }
+        Ok(())
     }
 
     /// Behaves from now on as if the signal had come: for tests and for stages that stop themselves.
@@ -136,5 +160,22 @@ mod tests {
         );
         interrupt.clear();
         assert_eq!(clone.requested(), None);
+    }
+
+    #[test]
+    fn processes_that_stop_together_see_no_signal_before_all_do() {
+        let mut interrupt = Interrupt::none();
+        interrupt.stop_together();
+        interrupt.request(Signal::Term);
+        assert_eq!(interrupt.check(), Ok(()));
+        // Another process has received a larger number.
+        interrupt.agree(|own| Ok::<_, ()>(own.max(Signal::Term.number() as usize))).unwrap();
+        assert_eq!(interrupt.check(), Err(Interrupted(Signal::Term)));
+        assert_eq!(interrupt.agree(|_| Err("gone")), Err("gone"));
+        interrupt.stop_alone();
+        assert_eq!(interrupt.check(), Err(Interrupted(Signal::Term)));
+        // On its own there is nothing to agree on.
+        let alone = Interrupt::none();
+        alone.agree(|_| -> Result<usize, ()> { unreachable!("nobody to ask") }).unwrap();
     }
 }

@@ -31,7 +31,7 @@
 //!
 //! const INFO: stage::Info = stage::Info {
 //!     name: "count", about: "Counts rows.", reads: "nothing", writes: "nothing",
-//!     example: "count --set rows=3",
+//!     example: "count --set rows=3", parallel: false,
 //! };
 //!
 //! fn main() -> std::process::ExitCode {
@@ -57,6 +57,7 @@ mod context;
 mod device;
 mod error;
 mod interrupt;
+mod layout;
 mod logging;
 mod memory;
 pub mod metrics;
@@ -70,6 +71,7 @@ pub use context::Context;
 pub use device::DeviceSpec;
 pub use error::{ErrorExt, Hint, UsageError, report};
 pub use interrupt::{Interrupt, Interrupted, Signal};
+pub use layout::Layout;
 pub use memory::{peak_rss_bytes, rss_bytes};
 pub use metrics::Metrics;
 pub use problems::Problems;

@@ -14,6 +14,8 @@ use crate::progress;
 /// syntax of tracing's `EnvFilter`) overrides both. Later calls do nothing.
 pub(crate) fn init(verbose: u8) {
     let level = match verbose {
+        // What the other processes of a job do as well is told once.
+        0 if rank() > 0 => "warn",
         0 => "info",
         1 => "debug",
         _ => "trace",
@@ -27,6 +29,20 @@ pub(crate) fn init(verbose: u8) {
         .with_writer(Stderr);
     // A second run in the same process (tests) keeps the first one's logging.
     drop(subscriber.try_init());
+}
+
+/// `RANK`, where a launcher has started several processes; else 0.
+fn rank() -> usize {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<usize>().ok();
+    number("RANK").filter(|_| number("WORLD_SIZE") > Some(1)).unwrap_or(0)
+}
+
+/// A text of one of several processes, with its rank before it where it is not the first.
+pub(crate) fn of_rank(text: &str) -> String {
+    match rank() {
+        0 => text.to_owned(),
+        rank => format!("[rank {rank}] {text}"),
+    }
 }
 
 /// The time in UTC to the second.
@@ -44,7 +60,8 @@ struct Stderr;
 impl Write for Stderr {
     /// The subscriber hands over whole lines.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        progress::around_bars(|| io::stderr().write_all(bytes))?;
+        let text = of_rank(&String::from_utf8_lossy(bytes));
+        progress::around_bars(|| io::stderr().write_all(text.as_bytes()))?;
         Ok(bytes.len())
     }
 

@@ -32,6 +32,8 @@ pub struct Metrics {
     sinks: Option<Sinks>,
     progress: Progress,
     quiet: bool,
+    /// Whether it is another process that writes.
+    silent: bool,
 }
 
 #[derive(Debug)]
@@ -44,12 +46,24 @@ impl Metrics {
     /// The metrics of a run directory; files are opened at [`begin`](Self::begin) or the first log.
     pub fn new(run: &RunDir) -> Self {
         let (path, events_dir) = (run.metrics_path(), run.tensorboard_dir());
-        Self { path, events_dir, sinks: None, progress: Progress::hidden(), quiet: false }
+        Self {
+            path,
+            events_dir,
+            sinks: None,
+            progress: Progress::hidden(),
+            quiet: false,
+            silent: false,
+        }
     }
 
     /// As [`new`](Self::new), without anything on the terminal: for tests.
     pub fn quiet(run: &RunDir) -> Self {
         Self { quiet: true, ..Self::new(run) }
+    }
+
+    /// Those of a process that leaves it to another to write: nothing is written or shown.
+    pub fn none(run: &RunDir) -> Self {
+        Self { silent: true, ..Self::quiet(run) }
     }
 
     /// Opens the files. `None` is a fresh start: what an earlier run logged here is removed. After
@@ -59,6 +73,9 @@ impl Metrics {
     /// # Errors
     /// Those of the file system.
     pub fn begin(&mut self, resumed: Option<u64>) -> anyhow::Result<()> {
+        if self.silent {
+            return Ok(());
+        }
         let lines = JsonLines::open(&self.path, resumed)?;
         let events = EventWriter::open(&self.events_dir, resumed)?;
         self.sinks = Some(Sinks { lines, events });
@@ -90,6 +107,9 @@ impl Metrics {
     /// # Errors
     /// Those of the file system.
     pub fn log(&mut self, step: u64, values: &[(&str, f64)]) -> anyhow::Result<()> {
+        if self.silent {
+            return Ok(());
+        }
         let sinks = self.sinks()?;
         let now = tensorboard::now();
         sinks.lines.write(step, values, now)?;
@@ -110,6 +130,9 @@ impl Metrics {
     /// # Errors
     /// Those of the file system.
     pub fn text(&mut self, tag: &str, step: u64, text: &str) -> anyhow::Result<()> {
+        if self.silent {
+            return Ok(());
+        }
         Ok(self.sinks()?.events.text(tag, step, text, tensorboard::now())?)
     }
 

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use artifact::{FORMAT_VERSION, Manifest, RunDir};
@@ -20,6 +20,7 @@ use crate::config::{self, Describe, Loaded, Paths, StageConfig};
 use crate::context::Context;
 use crate::error::{Hint, UsageError, exit_code, report};
 use crate::interrupt::{Interrupt, Signal};
+use crate::layout::Layout;
 use crate::logging;
 use crate::metrics::Metrics;
 use crate::progress::around_bars;
@@ -77,13 +78,14 @@ fn guarded(verbose: u8, run: impl FnOnce() -> anyhow::Result<()>) -> u8 {
         },
         Err(payload) => internal_error(&*payload),
     };
-    let text = report(&error);
+    let text = logging::of_rank(&report(&error));
     let _ = around_bars(|| io::stderr().write_all(text.as_bytes()));
     exit_code(&error)
 }
 
 fn execute<C: StageConfig>(info: &Info, run: Run<C::Plan>, args: &Args) -> anyhow::Result<()> {
     let clock = Clock::start();
+    let layout = find_layout(info, args.patience)?;
     let loaded: Loaded<C> = config::load(info.name, &args.config, &args.overrides)?;
     let (toml, json) = (loaded.to_toml()?, loaded.to_json()?);
     let (seed, out) = (loaded.seed, loaded.out);
@@ -96,13 +98,17 @@ fn execute<C: StageConfig>(info: &Info, run: Run<C::Plan>, args: &Args) -> anyho
         let config = args.config.display();
         UsageError::new(anyhow::anyhow!("{config} has {count} {noun}\n{problems}"))
     })?;
+    if args.check && !layout.is_first() {
+        return Ok(());
+    }
     if args.check {
         return print_plan(&plan.describe());
     }
     let run_dir = open_run_dir(out)?;
     let interrupt = Interrupt::install(&Signal::ALL).context("cannot listen for signals")?;
     let mut ctx = Context {
-        metrics: Metrics::new(&run_dir),
+        metrics: if layout.is_first() { Metrics::new(&run_dir) } else { Metrics::none(&run_dir) },
+        layout,
         resume: args.resume,
         interrupt,
         config: json,
@@ -113,7 +119,21 @@ fn execute<C: StageConfig>(info: &Info, run: Run<C::Plan>, args: &Args) -> anyho
     tracing::info!("{} starts in {}", info.name, ctx.run_dir.path().display());
     let results = run(&mut ctx, plan);
     ctx.metrics.finish_progress();
+    if !ctx.layout.is_first() {
+        return results.map(drop);
+    }
     seal(info, ctx, results?, &clock)
+}
+
+/// Which process this is of how many, if the stage can have several.
+fn find_layout(info: &Info, patience: Duration) -> anyhow::Result<Layout> {
+    let layout = Layout::from_env(patience)?;
+    if layout.is_shared() && !info.parallel {
+        let what = format!("{} runs in one process, but WORLD_SIZE is {}", info.name, layout.size);
+        let hint = "start it by itself, without torchrun, or unset WORLD_SIZE";
+        return Err(UsageError::new(Hint::new(anyhow::anyhow!(what), hint)).into());
+    }
+    Ok(layout)
 }
 
 /// Opens the run directory, without touching what is in it.

@@ -236,6 +236,71 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
+unsafe extern "C" {
+    pub(crate) fn te_store_connect(
+        host: *const c_char,
+        port: u16,
+        serve: bool,
+        timeout: i64,
+        prefix: *const c_char,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn te_store_clone(store: *mut c_void, out: *mut *mut c_void) -> *mut c_char;
+    pub(crate) fn te_store_set(
+        store: *mut c_void,
+        key: *const c_char,
+        value: *const c_char,
+    ) -> *mut c_char;
+    pub(crate) fn te_store_get(
+        store: *mut c_void,
+        key: *const c_char,
+        out: *mut *mut c_char,
+    ) -> *mut c_char;
+    pub(crate) fn te_store_free(store: *mut c_void);
+    pub(crate) fn te_group_gloo(
+        store: *mut c_void,
+        rank: i32,
+        size: i32,
+        timeout: i64,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn te_group_free(group: *mut c_void);
+    pub(crate) fn te_group_all_reduce(
+        group: *mut c_void,
+        tensor: Ptr,
+        op: i32,
+        work: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn te_group_broadcast(
+        group: *mut c_void,
+        tensor: Ptr,
+        root: i32,
+        work: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn te_group_all_gather(
+        group: *mut c_void,
+        all: Ptr,
+        own: Ptr,
+        work: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn te_group_reduce_scatter(
+        group: *mut c_void,
+        own: Ptr,
+        all: Ptr,
+        work: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn te_work_wait(work: *mut c_void) -> *mut c_char;
+    pub(crate) fn te_work_free(work: *mut c_void);
+    pub(crate) fn te_on_grad(
+        leaf: Ptr,
+        closure: *mut c_void,
+        call: unsafe extern "C" fn(*mut c_void, *mut *mut c_char) -> i32,
+        drop: DropClosure,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
+    pub(crate) fn te_grad_hook_free(hook: *mut c_void);
+}
+
 /// Turns a shim function's return value into a result, freeing the message.
 pub(crate) fn check(op: &'static str, message: *mut c_char) -> Result<()> {
     if message.is_null() {

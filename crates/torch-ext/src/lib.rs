@@ -14,6 +14,7 @@
 //! | [`generator`] | the random generators' state |
 //! | [`attention`] | causal attention over a flat row of documents |
 //! | [`checkpoint`] | activation checkpointing |
+//! | [`collective`] | processes that train together: a key-value store, sums and copies over all of them |
 //! | [`head`] | linear + cross-entropy that never holds the full logits |
 //! | [`fused`] | norms, activations and rotary positions in one pass each |
 //! | [`linear`] | linear layers through oneDNN, over weights as they are or laid out for its kernels |
@@ -26,6 +27,7 @@ pub mod attention;
 pub mod autograd;
 pub mod blockwise;
 pub mod checkpoint;
+pub mod collective;
 pub mod device;
 mod error;
 mod ffi;

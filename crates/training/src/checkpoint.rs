@@ -26,6 +26,7 @@ use tch::{Device, Tensor};
 use torch_ext::{device, generator};
 
 use crate::optimizer::AdamW;
+use crate::world::World;
 
 const STATE: &str = "state.json";
 const GENERATORS: &str = "generators.safetensors";
@@ -95,8 +96,21 @@ pub fn steps(ctx: &Context) -> anyhow::Result<Vec<u64>> {
     Ok(steps)
 }
 
+/// Checks that every rank goes on from the same checkpoint, or none.
+///
+/// # Errors
+/// One does not see it: the run directory is not the same for all.
+pub fn same_in_all(ctx: &Context, world: &World, step: Option<u64>) -> anyhow::Result<()> {
+    let steps = world.gather(step)?;
+    let Some(rank) = steps.iter().position(|other| *other != steps[0]) else { return Ok(()) };
+    let words = |step: Option<u64>| step.map_or("none".to_owned(), |step| format!("step {step}"));
+    let (dir, first, other) = (ctx.run_dir.path().display(), words(steps[0]), words(steps[rank]));
+    Err(anyhow::anyhow!("{dir}: rank 0 finds the checkpoint of {first}, rank {rank} of {other}"))
+        .hint("the run directory must be one that all processes share")
+}
+
 /// Saves `state` and the random generators as the checkpoint of `step`, with the files that `write` puts into the
-/// directory it is given.
+/// directory it is given. Of several processes the first does.
 ///
 /// # Errors
 /// The file system's; the checkpoints from before are then as they were.
@@ -108,6 +122,9 @@ pub fn save<S: Serialize>(
     write: impl FnOnce(&Path) -> anyhow::Result<()>,
 ) -> anyhow::Result<PathBuf> {
     let path = path_of(ctx, step);
+    if !ctx.layout.is_first() {
+        return Ok(path);
+    }
     save_at(ctx, device, &path, step, state, write)
         .with_context(|| format!("cannot save the checkpoint {}", path.display()))?;
     Ok(path)
@@ -237,6 +254,9 @@ fn put_generators(path: &Path, device: Device) -> anyhow::Result<()> {
 /// # Errors
 /// The file system's.
 pub fn prune(ctx: &Context, keep: usize, pinned: Option<u64>) -> anyhow::Result<()> {
+    if !ctx.layout.is_first() {
+        return Ok(());
+    }
     let steps = steps(ctx)?;
     let old = steps.len().saturating_sub(keep);
     for step in steps.into_iter().take(old).filter(|step| Some(*step) != pinned) {

@@ -9,8 +9,10 @@ use model::Decoder;
 use objectives::{bits_per_byte, perplexity};
 use serde::{Deserialize, Serialize};
 use stage::Context;
+use tch::Tensor;
 
 use crate::loss::LossFn;
+use crate::world::World;
 
 /// The validation split and how much of it is used.
 #[derive(Debug, Clone)]
@@ -70,22 +72,25 @@ impl EvalResult {
     }
 }
 
-/// The loss of `decoder` on a validation split, without dropout: token-weighted, so that the division into batches
-/// changes nothing but rounding. Sums are taken batch by batch; no logits are kept.
+/// The loss of `decoder` on a validation split, without dropout: token-weighted, so that the division into batches, and over the
+/// ranks, changes nothing but rounding. Sums are taken batch by batch; no logits are kept.
 ///
 /// # Errors
 /// Data that cannot be read; a signal ([`stage::Interrupted`]).
 pub fn evaluate<B: Batch>(
     ctx: &Context,
+    world: &World,
     decoder: &mut Decoder,
     validation: &Validation,
     loss: LossFn<'_, B>,
 ) -> anyhow::Result<EvalResult> {
     let micro_batch_tokens = validation.micro_batch_tokens;
     // Where only a part is wanted it is one step, so that which rows it has does not depend on the micro-batches.
-    let size = BatchSize::Tokens(validation.max_tokens.unwrap_or(micro_batch_tokens));
+    let most = validation.max_tokens.unwrap_or(micro_batch_tokens * world.share().size);
+    let size = BatchSize::Tokens(most);
     let config = BatchConfig { size, micro_batch_tokens };
-    let mut batches = Batcher::<B>::new(Dataset::sequential(&validation.files)?, config);
+    let mut batches =
+        Batcher::<B>::new(Dataset::sequential(&validation.files)?, config).shared(world.share());
     let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
     let (mut loss_sum, mut targets, mut bytes) = (0.0, 0, 0_u64);
     decoder.set_training(false);
@@ -93,11 +98,13 @@ pub fn evaluate<B: Batch>(
         for batch in &step.micro_batches {
             ctx.check_interrupt()?;
             let part = tch::no_grad(|| loss(decoder, batch))?;
-            loss_sum += f64::try_from(&part.sum)?;
+            // Every rank has the metrics' names, so one whose batch does not count computes it as well.
+            let counts = if step.counts { 1.0 } else { 0.0 };
+            loss_sum += counts * f64::try_from(&part.sum)?;
             for (name, sum) in &part.metrics {
-                *sums.entry(name).or_default() += f64::try_from(sum)?;
+                *sums.entry(name).or_default() += counts * f64::try_from(sum)?;
             }
-            if let Some(lengths) = &validation.byte_lengths {
+            if let Some(lengths) = validation.byte_lengths.as_ref().filter(|_| step.counts) {
                 let of = |id: &i64| lengths.get(*id as usize).copied().map_or(0, u64::from);
                 bytes += batch.target_ids().iter().map(of).sum::<u64>();
             }
@@ -108,6 +115,15 @@ pub fn evaluate<B: Batch>(
         }
     }
     anyhow::ensure!(targets > 0, "the validation split has nothing to predict");
+    let own: Vec<f64> =
+        [loss_sum, bytes as f64].into_iter().chain(sums.values().copied()).collect();
+    let all = Tensor::from_slice(&own);
+    world.sum(&all)?;
+    let all: Vec<f64> = Vec::try_from(all)?;
+    (loss_sum, bytes) = (all[0], all[1] as u64);
+    for (sum, of_all) in sums.values_mut().zip(&all[2..]) {
+        *sum = *of_all;
+    }
     let count = targets as f64;
     let metrics = sums.into_iter().map(|(name, sum)| (name.to_owned(), sum / count)).collect();
     let loss = loss_sum / count;

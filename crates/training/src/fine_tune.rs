@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use model::ModelConfig;
+use model::{Decoder, ModelConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use stage::{Context, Describe, Paths, Problems, StageConfig};
 
 use crate::plan::{self, Tables};
 use crate::settings::{Data, Evaluation, Peft, Save, Train};
-use crate::stage_run::{find_device, record_inputs, train_on_texts};
+use crate::stage_run::{record_inputs, train_on_texts};
 use crate::tasks::Tasks;
+use crate::world::World;
 
 /// `configs/finetune.toml`, `configs/peft.toml`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -89,17 +90,21 @@ impl Describe for Plan {
 #[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]
 pub fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Map<String, Value>> {
     let Plan { model_dir, texts, tasks, .. } = &plan;
-    let device = find_device(ctx)?;
+    let world = World::join(ctx)?;
     ctx.input("model", model_dir)?;
     record_inputs(ctx, texts)?;
     for path in tasks.paths() {
         ctx.input("prompts", path)?;
     }
-    let mut decoder = texts.load(model_dir, None, ctx.seed, device)?;
+    let mut decoder = texts.load(model_dir, None, ctx.seed, world.device())?;
     ctx.start()?;
-    let before = tasks.answer(ctx, &decoder, &texts.tokenizer, true)?;
-    let mut results = train_on_texts(ctx, &mut decoder, texts, Some(model_dir))?;
-    let after = tasks.answer(ctx, &decoder, &texts.tokenizer, false)?;
+    let answer = |ctx: &Context, decoder: &Decoder, before| {
+        tasks.answer(ctx, decoder, &texts.tokenizer, before)
+    };
+    let before = world.is_first().then(|| answer(ctx, &decoder, true)).transpose()?;
+    let mut results = train_on_texts(ctx, &world, &mut decoder, texts, Some(model_dir))?;
+    let Some(before) = before else { return Ok(results) };
+    let after = answer(ctx, &decoder, false)?;
     results.extend(tasks.report(ctx, &before, &after)?);
     Ok(results)
 }

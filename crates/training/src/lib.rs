@@ -11,6 +11,7 @@
 //! - [`evaluate`](mod@evaluate), [`respond`](mod@respond): the loss on held-out rows, answers to held-out prompts.
 //! - [`tasks`]: answers to held-out prompts compared with the right ones, before and after.
 //! - [`peft`]: an adapter trained in place of the whole model; [`fine_tune`]: the stage that `finetune` and `peft` are.
+//! - [`world`]: the processes that train together.
 //! - [`stage_run`]: what every training stage does around its loop.
 
 pub mod branches;
@@ -34,3 +35,4 @@ pub mod tasks;
 #[cfg(test)]
 mod testing;
 pub mod update;
+pub mod world;

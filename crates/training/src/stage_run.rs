@@ -5,7 +5,7 @@ use std::path::Path;
 use data::tokenizer::Tokenizer;
 use model::{Decoder, Precision};
 use serde_json::{Map, Value};
-use stage::{Context, ErrorExt as _};
+use stage::{Context, DeviceSpec, ErrorExt as _};
 use tch::Device;
 use torch_ext::device;
 
@@ -15,13 +15,21 @@ use crate::plan::Plan;
 use crate::respond::respond;
 use crate::settings::Save;
 use crate::supervised::train;
+use crate::world::World;
 
 /// Finds the device that the command line asked for, and notes it and libtorch's version for the manifest.
 ///
 /// # Errors
 /// If it is not there: wrong usage.
 pub fn find_device(ctx: &mut Context) -> anyhow::Result<Device> {
-    let found = device::resolve(&ctx.device.to_string()).usage()?;
+    let wanted = match ctx.device {
+        // Each process of a machine has a GPU of its own.
+        DeviceSpec::Auto if ctx.layout.is_shared() && device::load_cuda().devices() > 0 => {
+            DeviceSpec::Cuda(ctx.layout.local_rank)
+        }
+        wanted => wanted,
+    };
+    let found = device::resolve(&wanted.to_string()).usage()?;
     let name = match found {
         Device::Cuda(index) => {
             let names = device::cuda_device_names();
@@ -57,19 +65,24 @@ pub fn record_inputs(ctx: &mut Context, plan: &Plan) -> anyhow::Result<()> {
 }
 
 /// Trains on texts, writes the model or the adapter over `base`, and lets it answer the prompts there are: what
-/// pre-training and fine-tuning have in common. Returns what the manifest reports.
+/// pre-training and fine-tuning have in common. Returns what the manifest reports. Of several processes the first alone writes
+/// and answers; the others are through after the loop.
 ///
 /// # Errors
 /// As [`train`], and the file system's.
 pub fn train_on_texts(
     ctx: &mut Context,
+    world: &World,
     decoder: &mut Decoder,
     plan: &Plan,
     base: Option<&Path>,
 ) -> anyhow::Result<Map<String, Value>> {
     decoder.set_dropout(plan.supervised.settings.dropout_over(decoder.config().dropout));
     warn_of_emulation(decoder);
-    let mut results = train(ctx, decoder, &plan.supervised, &next_token_loss)?;
+    let mut results = train(ctx, world, decoder, &plan.supervised, &next_token_loss)?;
+    if !world.is_first() {
+        return Ok(results);
+    }
     save_model(ctx, decoder, &plan.tokenizer, &plan.save, plan.trained(base))?;
     match &plan.prompts {
         Some(prompts) => results.extend(respond(ctx, decoder, &plan.tokenizer, prompts)?),

@@ -1,7 +1,7 @@
 //! The supervised loop: pre-training, fine-tuning, everything that minimises a loss over a fixed set of rows.
 //!
 //! A step: the micro-batches' losses are summed and divided by the number of targets of the **whole step**, so how a step
-//! is cut into micro-batches changes no result; gradients are clipped, AdamW moves the fp32 masters, and the compute
+//! is cut into micro-batches, and over how many processes, changes no result; gradients are clipped, AdamW moves the fp32 masters, and the compute
 //! copies are cast anew. A step whose loss or gradient is not finite changes no weight and is counted.
 //!
 //! Everything that decides the rest of a run is in [`State`] and saved with the weights, so a run that was killed at any
@@ -31,6 +31,7 @@ use crate::meter::Meter;
 use crate::optimizer::{AdamW, LossScale};
 use crate::settings::Train;
 use crate::update::{Applied, apply};
+use crate::world::{Reducer, World};
 
 const OPTIMIZER: &str = "optimizer.safetensors";
 
@@ -107,14 +108,16 @@ impl Sums {
 ///
 /// # Errors
 /// Data that cannot be read; a checkpoint of another run; too many steps in a row that are not finite (the last good
-/// checkpoint is named); no space for a checkpoint (the earlier ones stay); [`Interrupted`] by a signal, after saving.
+/// checkpoint is named); no space for a checkpoint (the earlier ones stay); [`Interrupted`] by a signal, after saving; a
+/// rank that is gone.
 pub fn train<B: Batch>(
     ctx: &mut Context,
+    world: &World,
     decoder: &mut Decoder,
     plan: &Supervised,
     loss: LossFn<'_, B>,
 ) -> anyhow::Result<Results> {
-    let mut run = Run::start(ctx, decoder, plan, loss)?;
+    let mut run = Run::start(ctx, world, decoder, plan, loss)?;
     loop {
         run.between_steps()?;
         if run.is_done() {
@@ -133,11 +136,13 @@ pub fn train<B: Batch>(
 
 struct Run<'a, B: Batch> {
     ctx: &'a mut Context,
+    world: &'a World,
     decoder: &'a mut Decoder,
     plan: &'a Supervised,
     loss: LossFn<'a, B>,
     batches: Batcher<B>,
     optimizer: AdamW,
+    reducer: Reducer,
     tokens_per_epoch: f64,
     state: State,
     saved_at: Option<u64>,
@@ -151,16 +156,19 @@ struct Run<'a, B: Batch> {
 impl<'a, B: Batch> Run<'a, B> {
     fn start(
         ctx: &'a mut Context,
+        world: &'a World,
         decoder: &'a mut Decoder,
         plan: &'a Supervised,
         loss: LossFn<'a, B>,
     ) -> anyhow::Result<Self> {
+        // From here on the first rank has made the run directory what it is to be.
+        world.begin(ctx)?;
         let settings = &plan.settings;
         tch::manual_seed(ctx.seed as i64);
         let order = Order::Shuffled { seed: ctx.seed };
         let dataset = Dataset::with_order(&plan.train, order, plan.epochs)?;
         let tokens_per_epoch = dataset.tokens_per_epoch() as f64;
-        let mut batches = Batcher::new(dataset, settings.batch_config());
+        let mut batches = Batcher::new(dataset, settings.batch_config()).shared(world.share());
         decoder
             .set_checkpointing(settings.activation_checkpointing, settings.checkpointing_interval);
         let mut optimizer = AdamW::new(&decoder.params_mut().trainable(), &settings.optimizer);
@@ -176,11 +184,15 @@ impl<'a, B: Batch> Run<'a, B> {
             batches.seek(resumed.state.cursor)?;
             (state, saved_at) = (resumed.state, Some(resumed.step));
         }
+        checkpoint::same_in_all(ctx, world, saved_at)?;
+        world.share_weights(decoder.params_mut())?;
         ctx.metrics.begin(saved_at)?;
         ctx.metrics.start_progress(plan.total_steps, state.step);
         Ok(Self {
             meter: Meter::new(decoder.device()),
+            reducer: Reducer::new(world, decoder.params())?,
             ctx,
+            world,
             decoder,
             plan,
             loss,
@@ -208,6 +220,9 @@ impl<'a, B: Batch> Run<'a, B> {
         let precision = self.decoder.precision();
         let mut loss_scale = self.state.loss_scale.unwrap_or_else(|| LossScale::new(precision));
         let before = self.memory.is_none().then(|| Before::new(self.decoder.device()));
+        if self.world.is_shared() {
+            tch::manual_seed(self.world.seed(self.ctx.seed, self.state.step));
+        }
         let (names, sums) = self.accumulate(step, loss_scale.scale)?;
         if let Some(before) = before {
             let memory = before.measure(self.decoder.params(), self.optimizer.bytes());
@@ -241,28 +256,38 @@ impl<'a, B: Batch> Run<'a, B> {
         if finite { Ok(()) } else { self.skipped(loss) }
     }
 
-    /// Gradients of the step's mean loss times `loss_scale`; returns the names of the loss's metrics, and on the device
-    /// the sums over the step: loss first, then the metrics. f64 `[1 + metrics]`.
+    /// Gradients of the step's mean loss times `loss_scale`, over all ranks; returns the names of the loss's metrics, and on
+    /// the device the sums over the step: loss first, then the metrics. f64 `[1 + metrics]`.
     fn accumulate(
         &mut self,
         step: &Step<B>,
         loss_scale: f64,
     ) -> anyhow::Result<(Vec<&'static str>, Tensor)> {
         self.decoder.set_training(true);
-        let share = loss_scale / step.num_targets as f64;
+        let counts = if step.counts { 1.0 } else { 0.0 };
+        let share = counts * loss_scale / step.num_targets as f64;
         let mut names = Vec::new();
         let mut sums: Option<Tensor> = None;
-        for batch in &step.micro_batches {
+        let last = step.micro_batches.len() - 1;
+        for (index, batch) in step.micro_batches.iter().enumerate() {
             let part = (self.loss)(self.decoder, batch)?;
+            if index == last {
+                self.reducer.arm(self.decoder.params());
+            }
             autograd::backward(&(&part.sum * share))?;
-            self.decoder.params_mut().gather_grads()?;
+            if index < last {
+                self.decoder.params_mut().gather_grads()?;
+            }
             let all = std::iter::once(&part.sum).chain(part.metrics.iter().map(|(_, sum)| sum));
             let all: Vec<Tensor> = all.map(|t| t.detach().to_kind(Kind::Double)).collect();
             let all = Tensor::stack(&all, 0);
             sums = Some(sums.map_or_else(|| all.shallow_clone(), |before| before + &all));
             names = part.metrics.into_iter().map(|(name, _)| name).collect();
         }
-        Ok((names, sums.context("a step without micro-batches")?))
+        self.reducer.finish(self.decoder.params_mut())?;
+        let sums = sums.context("a step without micro-batches")? * counts;
+        self.world.sum(&sums)?;
+        Ok((names, sums))
     }
 
     /// Says that a step was skipped; an error if there were too many in a row.
@@ -327,12 +352,13 @@ impl<'a, B: Batch> Run<'a, B> {
             && (every(settings.eval.every_steps) || step == self.plan.total_steps)
             && self.state.evaluated_at != Some(step)
         {
-            match evaluate(self.ctx, self.decoder, validation, self.loss) {
+            match evaluate(self.ctx, self.world, self.decoder, validation, self.loss) {
                 Ok(result) => (new_best, evaluated) = (self.evaluated(result)?, true),
                 Err(error) if error.is::<Interrupted>() => {}
                 Err(error) => return Err(error),
             }
         }
+        self.world.agree(self.ctx)?;
         let stop = self.ctx.check_interrupt();
         let last = self.is_done();
         // A checkpoint amid skipped steps would have the weights that bring them about.
@@ -393,7 +419,7 @@ impl<'a, B: Batch> Run<'a, B> {
 
     /// Puts the best weights in place where they are asked for, and sums the run up.
     fn finish(self) -> anyhow::Result<Results> {
-        let Self { ctx, decoder, plan, state, meter, memory, .. } = self;
+        let Self { ctx, world, decoder, plan, state, meter, memory, .. } = self;
         ensure!(state.step > 0, "the data gave no step; is every row without targets?");
         let mut results = Results::new();
         let mut put = |name: &str, value: serde_json::Value| {
@@ -416,7 +442,10 @@ impl<'a, B: Batch> Run<'a, B> {
             put("best_eval_loss", json!(best.result.loss));
             put("best_step", json!(best.step));
         }
-        if let Some(best) = handed_on.filter(|best| best.step != state.step) {
+        world.part(ctx);
+        // The other ranks' weights are of no more use.
+        let first = world.is_first();
+        if let Some(best) = handed_on.filter(|best| first && best.step != state.step) {
             let weights = checkpoint::weights_of(&checkpoint::path_of(ctx, best.step), decoder);
             checkpoint::load_weights(decoder, &[&weights])?;
         }

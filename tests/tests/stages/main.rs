@@ -16,6 +16,7 @@ mod interruption;
 mod pipeline;
 mod pipelines;
 mod ppo;
+mod ranks;
 mod refusals;
 mod reward;
 mod stand_ins;

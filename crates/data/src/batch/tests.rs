@@ -156,18 +156,60 @@ fn a_row_longer_than_the_step_is_a_step_of_its_own() {
 
 #[test]
 fn micro_batches_are_few_and_even() {
-    assert_eq!(divide(&[5, 5, 5, 5], 10), [vec![0, 2], vec![1, 3]]);
-    assert_eq!(divide(&[9, 1, 1, 1, 1, 1], 10), [vec![0], vec![1, 2, 3, 4, 5]]);
-    assert_eq!(divide(&[30], 10), [vec![0]]);
-    assert_eq!(divide(&[30, 2, 2], 10), [vec![0], vec![1, 2]]);
-    assert_eq!(divide(&[6, 6, 6], 10), [vec![0], vec![1], vec![2]]);
-    assert_eq!(divide(&[3, 4], 0), [vec![0], vec![1]]);
+    assert_eq!(divide(&[5, 5, 5, 5], 10, 1), [vec![0, 2], vec![1, 3]]);
+    assert_eq!(divide(&[9, 1, 1, 1, 1, 1], 10, 1), [vec![0], vec![1, 2, 3, 4, 5]]);
+    assert_eq!(divide(&[30], 10, 1), [vec![0]]);
+    assert_eq!(divide(&[30, 2, 2], 10, 1), [vec![0], vec![1, 2]]);
+    assert_eq!(divide(&[6, 6, 6], 10, 1), [vec![0], vec![1], vec![2]]);
+    assert_eq!(divide(&[3, 4], 0, 1), [vec![0], vec![1]]);
     let lengths: Vec<usize> = (0..64).map(|n| 10 + n * 37 % 100).collect();
-    let loads: Vec<usize> = divide(&lengths, 1024)
+    let loads: Vec<usize> = divide(&lengths, 1024, 1)
         .iter()
         .map(|bin| bin.iter().map(|row| lengths[*row]).sum())
         .collect();
     let total: usize = lengths.iter().sum();
     assert_eq!(loads.len(), total.div_ceil(1024));
     assert!(loads.iter().max().unwrap() - loads.iter().min().unwrap() <= 10, "{loads:?}");
+}
+
+#[test]
+fn shares_make_up_the_step_whatever_their_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = ragged(&dir);
+    for size in [BatchSize::Sequences(5), BatchSize::Tokens(200)] {
+        let whole = steps(&mut batcher(&path, size, 64, 1), 10_000);
+        for ranks in [2, 3, 7] {
+            let of_rank = |rank| {
+                let share = Share { rank, size: ranks };
+                steps(&mut batcher(&path, size, 64, 1).shared(share), 10_000)
+            };
+            let parts: Vec<Vec<Step>> = (0..ranks).map(of_rank).collect();
+            for (at, step) in whole.iter().enumerate() {
+                let counting = parts.iter().map(|steps| &steps[at]).filter(|part| part.counts);
+                let mut targets: Vec<i64> = counting
+                    .flat_map(|part| &part.micro_batches)
+                    .flat_map(|batch| batch.target_ids.clone())
+                    .collect();
+                let mut wanted: Vec<i64> =
+                    step.micro_batches.iter().flat_map(|batch| batch.target_ids.clone()).collect();
+                targets.sort_unstable();
+                wanted.sort_unstable();
+                assert_eq!(targets, wanted, "{ranks} ranks, step {at}");
+                for part in parts.iter().map(|steps| &steps[at]) {
+                    assert!(!part.micro_batches.is_empty());
+                    let numbers = |step: &Step| (step.num_targets, step.num_tokens, step.num_rows);
+                    assert_eq!(numbers(part), numbers(step));
+                    assert!(part.counts || step.num_rows < ranks);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_step_is_cut_into_as_many_micro_batches_as_there_are_ranks() {
+    assert_eq!(divide(&[5, 5, 5, 5], 100, 2), [vec![0, 2], vec![1, 3]]);
+    assert_eq!(divide(&[5, 5, 5, 5, 5], 10, 2).len(), 4);
+    // Never more than rows.
+    assert_eq!(divide(&[5, 5], 100, 3), [vec![0], vec![1]]);
 }

@@ -119,6 +119,12 @@ impl Block {
         Self { storage, grad: None, parts }
     }
 
+    /// Whether any of its parts trains.
+    pub(super) fn trains(&self) -> bool {
+        matches!(self.storage, Storage::Dense { master: Some(_), .. })
+            && self.parts.iter().any(|part| part.trainable)
+    }
+
     pub(super) fn compute(&self) -> Option<&Tensor> {
         match &self.storage {
             Storage::Dense { compute, .. } => Some(compute),

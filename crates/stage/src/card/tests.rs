@@ -10,6 +10,7 @@ const INFO: Info = Info {
     reads: "a model",
     writes: "model/",
     example: "cai train",
+    parallel: false,
 };
 
 fn manifest() -> Manifest {

@@ -1,11 +1,14 @@
 //! Autograd nodes from Rust closures, and backward passes that return their errors.
 
+mod hook;
+
 use std::any::Any;
 use std::ffi::{CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tch::Tensor;
 
+pub use self::hook::{GradHook, on_grad};
 use crate::ffi::{self, Ptr};
 use crate::{Result, TorchError};
 

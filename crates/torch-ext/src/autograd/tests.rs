@@ -296,3 +296,51 @@ fn cuda_closures_run_on_autograds_thread() {
     let error = backward(&out.sum(Kind::Float)).unwrap_err().to_string();
     assert_eq!(error, "backward: panic: on another thread");
 }
+
+#[test]
+fn a_hook_runs_when_its_leaf_has_all_of_its_gradient() {
+    let leaf = |value: f64| Tensor::from_slice(&[value]).set_requires_grad(true);
+    let (early, late) = (leaf(2.0), leaf(3.0));
+    let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let hook = |name: &'static str, of: &Tensor, other: &Tensor| {
+        let (of, other) = (of.shallow_clone(), other.shallow_clone());
+        let (seen, handle) = (std::sync::Arc::clone(&seen), of.shallow_clone());
+        let f = move || {
+            let grad = f64::try_from(of.grad())?;
+            seen.lock().unwrap().push((name, grad, other.grad().defined()));
+            Ok(())
+        };
+        on_grad(&handle, f).unwrap()
+    };
+    let hooks = [hook("early", &early, &late), hook("late", &late, &early)];
+    // Twice in the graph, so that two gradients are added up before the hook runs.
+    let once = || backward(&((&early * &late) * &late).sum(Kind::Float)).unwrap();
+    once();
+    let first: Vec<_> = seen.lock().unwrap().drain(..).collect();
+    assert_eq!(first.len(), 2);
+    assert!(first.contains(&("late", 12.0, true)) || first.contains(&("late", 12.0, false)));
+    assert_eq!(first.iter().filter(|(_, _, other)| *other).count(), 1, "one was first: {first:?}");
+    once();
+    assert!(seen.lock().unwrap().drain(..).any(|(name, grad, _)| (name, grad) == ("early", 18.0)));
+    drop(hooks);
+    once();
+    assert!(seen.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_hook_that_fails_ends_the_backward_pass_with_its_words() {
+    let leaf = Tensor::from_slice(&[1.0]).set_requires_grad(true);
+    let failing = on_grad(&leaf, || anyhow::bail!("no more")).unwrap();
+    let error = backward(&leaf.sum(Kind::Float)).unwrap_err();
+    assert!(
+        matches!(&error, TorchError::Closure { message, .. } if message == "no more"),
+        "{error:?}"
+    );
+    drop(failing);
+    let panicking = on_grad(&leaf, || panic!("at once")).unwrap();
+    let error = backward(&leaf.sum(Kind::Float)).unwrap_err();
+    assert!(error.to_string().ends_with("panic: at once"), "{error}");
+    drop(panicking);
+    backward(&leaf.sum(Kind::Float)).unwrap();
+    assert!(on_grad(&(&leaf + 1.0), || Ok(())).is_err());
+}

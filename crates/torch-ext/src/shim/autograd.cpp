@@ -1,6 +1,7 @@
 // Autograd nodes that call back into Rust, and backward passes that return messages.
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/graph_task.h>
@@ -87,6 +88,38 @@ struct RustNode final : torch::autograd::Node {
   Closure closure_;
 };
 
+using Call = int32_t (*)(void*, char**);
+
+// Calls a Rust closure whenever a backward pass has added to a leaf's gradient.
+struct GradHook final : torch::autograd::FunctionPostHook {
+  GradHook(void* data, Call call, Drop drop) : data_(data), call_(call), drop_(drop) {}
+  ~GradHook() override { drop_(data_); }
+
+  torch::autograd::variable_list operator()(const torch::autograd::variable_list& outputs,
+                                            const torch::autograd::variable_list&) override {
+    char* message = nullptr;
+    if (call_(data_, &message)) {
+      std::string what = kRustError;
+      if (message) what += message;
+      std::free(message);
+      throw std::runtime_error(what);
+    }
+    return outputs;
+  }
+
+ private:
+  void* data_;
+  Call call_;
+  Drop drop_;
+};
+
+// Keeps the leaf's node, to which the hook belongs: the leaf itself refers to it only weakly.
+struct HookedLeaf {
+  std::shared_ptr<torch::autograd::Node> node;
+  uintptr_t key;
+  ~HookedLeaf() { node->del_post_hook(key); }
+};
+
 static std::string shape_text(const Tensor& t) {
   std::ostringstream out;
   out << t.sizes();
@@ -141,6 +174,18 @@ char* te_take_grad(Tensor* leaf, Tensor** result) {
     leaf->mutable_grad().reset();
   });
 }
+
+char* te_on_grad(Tensor* leaf, void* data, Call call, Drop drop, HookedLeaf** out) {
+  auto hook = std::make_unique<GradHook>(data, call, drop);
+  return guarded([&] {
+    auto node = torch::autograd::impl::grad_accumulator(*leaf);
+    TORCH_CHECK(node, "only a leaf that requires a gradient has one to wait for");
+    const uintptr_t key = node->add_post_hook(std::move(hook));
+    *out = new HookedLeaf{std::move(node), key};
+  });
+}
+
+void te_grad_hook_free(HookedLeaf* hook) { delete hook; }
 
 char* te_tensor_version(Tensor* tensor, uint64_t* out) {
   return guarded([&] { *out = static_cast<uint64_t>(tensor->_version()); });

@@ -110,7 +110,7 @@ impl Yard {
         let _lock = crate::testing::generator_lock();
         let plan = self.plan(settings);
         let mut decoder = decoder(plan.settings.precision);
-        let outcome = train(ctx, &mut decoder, &plan, loss);
+        let outcome = train(ctx, &World::alone(Device::Cpu), &mut decoder, &plan, loss);
         Ran { outcome, weights: weights(&decoder) }
     }
 
@@ -165,7 +165,7 @@ fn how_a_step_is_cut_into_micro_batches_changes_no_result() {
         plan.settings.micro_batch_tokens = micro.parse().unwrap();
         let mut decoder = decoder(Precision::Fp32);
         decoder.set_dropout(model::config::Dropout::default());
-        let outcome = train(ctx, &mut decoder, &plan, &no_dropout);
+        let outcome = train(ctx, &World::alone(Device::Cpu), &mut decoder, &plan, &no_dropout);
         Ran { outcome, weights: weights(&decoder) }
     };
     let whole = without_dropout(&mut yard.context("whole"), "1000");
@@ -241,7 +241,14 @@ fn the_first_step_is_adamw_on_the_mean_gradient() {
     let _lock = crate::testing::generator_lock();
     let mut trained = decoder(Precision::Fp32);
     trained.set_dropout(model::config::Dropout::default());
-    train(&mut yard.context("one"), &mut trained, &plan, &next_token_loss).unwrap();
+    train(
+        &mut yard.context("one"),
+        &World::alone(Device::Cpu),
+        &mut trained,
+        &plan,
+        &next_token_loss,
+    )
+    .unwrap();
 
     // By hand: Adam's first step is the sign of the gradient, where that is far above epsilon.
     let mut fresh = decoder(Precision::Fp32);
@@ -412,7 +419,14 @@ fn evaluation_is_the_token_weighted_mean_whatever_the_batches() {
             micro_batch_tokens,
             byte_lengths: Some(vec![2; VOCAB as usize]),
         };
-        evaluate(&yard.context("eval"), model, &validation, &next_token_loss).unwrap()
+        evaluate(
+            &yard.context("eval"),
+            &World::alone(Device::Cpu),
+            model,
+            &validation,
+            &next_token_loss,
+        )
+        .unwrap()
     };
     let (one, all) = (by(&mut model, 1, None), by(&mut model, 1000, None));
     assert!((one.loss - all.loss).abs() < 1e-6);
@@ -519,7 +533,13 @@ fn clipping_waits_for_the_gradient_of_the_whole_step() {
         plan.settings.micro_batch_tokens = micro_batch_tokens;
         let mut decoder = decoder(Precision::Fp32);
         decoder.set_dropout(model::config::Dropout::default());
-        let outcome = train(&mut yard.context(name), &mut decoder, &plan, &next_token_loss);
+        let outcome = train(
+            &mut yard.context(name),
+            &World::alone(Device::Cpu),
+            &mut decoder,
+            &plan,
+            &next_token_loss,
+        );
         Ran { outcome, weights: weights(&decoder) }
     };
     let (whole, cut) = (run("whole", 1000), run("cut", 13));
@@ -559,6 +579,7 @@ fn evaluation_takes_scalars_without_a_graph_from_each_batch() {
         Ok(loss)
     };
     let mut model = decoder(Precision::Fp32);
-    evaluate(&yard.context("eval"), &mut model, &validation, &scalars).unwrap();
+    evaluate(&yard.context("eval"), &World::alone(Device::Cpu), &mut model, &validation, &scalars)
+        .unwrap();
     assert!(calls.get() > 1);
 }

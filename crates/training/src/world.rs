@@ -1,0 +1,357 @@
+//! The processes that train together: where this one computes, and what it tells the others and hears from them.
+//!
+//! Each process (rank) has the whole model and a share of every step's rows. What a step needs of all rows (gradients, sums,
+//! samples) goes through collectives, which every rank calls in the same order. A process on its own has a world of one, in
+//! which all of this does nothing.
+//!
+//! Each rank tells the store once a second that it is alive and how many collectives it has begun. When one fails, that is how
+//! the others know whose fault it is.
+
+mod pulse;
+mod reduce;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use data::batch::Share;
+use model::Params;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use stage::{Context, ErrorExt as _, Layout};
+use tch::{Device, Kind, Tensor};
+use torch_ext::TorchError;
+use torch_ext::collective::{Group, Reduction, Store, StoreAddress, Work};
+
+use self::pulse::Pulse;
+pub use self::reduce::Reducer;
+use crate::stage_run::find_device;
+
+/// See the module's text. Clones are the same world.
+#[derive(Debug, Clone)]
+pub struct World {
+    device: Device,
+    share: Share,
+    together: Option<Arc<Together>>,
+}
+
+#[derive(Debug)]
+struct Together {
+    group: Group,
+    store: Store,
+    pulse: Pulse,
+    layout: Layout,
+    /// Collectives begun.
+    begun: Arc<AtomicU64>,
+    /// Times that [`World::meet`] was called.
+    meetings: AtomicU64,
+    failed: AtomicBool,
+}
+
+/// A sum over all ranks under way.
+#[derive(Debug)]
+#[must_use = "the sum is there after `World::finish`"]
+pub struct Pending {
+    work: Option<Work>,
+    /// Where the numbers are on the CPU, if the tensor is elsewhere.
+    staged: Option<(Tensor, Tensor)>,
+}
+
+impl World {
+    /// Finds this process's device and connects to the others of the job, if it has any.
+    ///
+    /// # Errors
+    /// The device is not there: wrong usage. A rank does not come in time.
+    pub fn join(ctx: &mut Context) -> anyhow::Result<Self> {
+        let device = find_device(ctx)?;
+        let layout = ctx.layout.clone();
+        if !layout.is_shared() {
+            return Ok(Self::alone(device));
+        }
+        tracing::info!("{} processes train together", layout.size);
+        if device.is_cuda() {
+            tracing::warn!(
+                "sums over the processes go through the host's memory: slow for large models on GPUs"
+            );
+        }
+        Self::connect(device, layout)
+    }
+
+    /// A process on its own.
+    #[must_use]
+    pub fn alone(device: Device) -> Self {
+        Self { device, share: Share::default(), together: None }
+    }
+
+    fn connect(device: Device, layout: Layout) -> anyhow::Result<Self> {
+        let (rank, size, patience) = (layout.rank, layout.size, layout.patience);
+        let (host, port) = &layout.master;
+        let prefix = format!("temper/{}/", layout.attempt);
+        let serve = rank == 0 && !layout.served;
+        let address = StoreAddress { host, port: *port, serve, prefix: &prefix };
+        let store = Store::connect(&address, patience).with_context(|| {
+            let what = if serve { "cannot listen at" } else { "rank 0 is not to be found at" };
+            format!("{what} {host}:{port} (MASTER_ADDR, MASTER_PORT)")
+        })?;
+        let begun = Arc::new(AtomicU64::new(0));
+        let pulse = Pulse::start(store.reconnect()?, rank, Arc::clone(&begun))?;
+        let group = Group::gloo(&store, rank, size, patience);
+        let group = group.with_context(|| absent(&store, size)).hint(START_AGAIN)?;
+        let together = Together {
+            group,
+            store,
+            pulse,
+            layout,
+            begun,
+            meetings: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
+        };
+        Ok(Self { device, share: Share { rank, size }, together: Some(Arc::new(together)) })
+    }
+
+    /// Where this process computes.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Its part of every step.
+    #[must_use]
+    pub fn share(&self) -> Share {
+        self.share
+    }
+
+    /// Whether this process writes the files.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        self.share.rank == 0
+    }
+
+    /// Whether there are other processes.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.together.is_some()
+    }
+
+    /// Begins what all ranks do in step: waits for them here, however long they take, as long as they are alive. From here to
+    /// [`part`](Self::part) a signal stops all of them at the same step.
+    ///
+    /// # Errors
+    /// A rank is gone; a signal.
+    pub fn begin(&self, ctx: &mut Context) -> anyhow::Result<()> {
+        self.meet(ctx)?;
+        if self.is_shared() {
+            ctx.interrupt.stop_together();
+        }
+        Ok(())
+    }
+
+    /// Ends it. The first rank goes on by itself, with no more collectives.
+    pub fn part(&self, ctx: &mut Context) {
+        ctx.interrupt.stop_alone();
+    }
+
+    /// Waits for all ranks to come here, as [`begin`](Self::begin) does.
+    ///
+    /// # Errors
+    /// A rank is gone; a signal.
+    pub fn meet(&self, ctx: &Context) -> anyhow::Result<()> {
+        let Some(together) = &self.together else { return Ok(()) };
+        let meeting = together.meetings.fetch_add(1, Ordering::Relaxed);
+        let key = |rank: usize| format!("met/{meeting}/{rank}");
+        let watch = |error| together.failed(error, self.share.rank);
+        together.store.set(&key(self.share.rank), "").map_err(watch)?;
+        let mut signs = pulse::Signs::default();
+        for rank in 0..self.share.size {
+            while together.store.get(&key(rank)).map_err(watch)?.is_none() {
+                ctx.check_interrupt()?;
+                let silent = signs.silence(&together.store, rank).map_err(watch)?;
+                if silent > together.layout.patience.min(LONGEST_SILENCE) {
+                    together.failed.store(true, Ordering::Relaxed);
+                    return Err(anyhow::anyhow!("rank {rank} is gone")).hint(START_AGAIN);
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the sum of all ranks' `tensor` in its place.
+    ///
+    /// # Errors
+    /// A rank is gone, or does not take part in time.
+    pub fn sum(&self, tensor: &Tensor) -> anyhow::Result<()> {
+        let pending = self.begin_sum(tensor)?;
+        self.finish(pending)
+    }
+
+    /// Puts the largest of all ranks' numbers in the place of each number of `tensor`.
+    ///
+    /// # Errors
+    /// As [`sum`](Self::sum).
+    pub fn max(&self, tensor: &Tensor) -> anyhow::Result<()> {
+        let pending = self.start(tensor, Reduction::Max)?;
+        self.finish(pending)
+    }
+
+    /// Begins what [`sum`](Self::sum) does. `tensor` is not to be touched until [`finish`](Self::finish).
+    ///
+    /// # Errors
+    /// As [`sum`](Self::sum).
+    pub fn begin_sum(&self, tensor: &Tensor) -> anyhow::Result<Pending> {
+        self.start(tensor, Reduction::Sum)
+    }
+
+    fn start(&self, tensor: &Tensor, how: Reduction) -> anyhow::Result<Pending> {
+        let Some(together) = &self.together else {
+            return Ok(Pending { work: None, staged: None });
+        };
+        let staged = (tensor.device() != Device::Cpu)
+            .then(|| (tensor.shallow_clone(), tensor.to_device(Device::Cpu)));
+        let on_cpu = staged.as_ref().map_or(tensor, |(_, copy)| copy);
+        let work = together.all_reduce(on_cpu, how)?;
+        Ok(Pending { work: Some(work), staged })
+    }
+
+    /// Waits for a sum.
+    ///
+    /// # Errors
+    /// As [`sum`](Self::sum).
+    pub fn finish(&self, pending: Pending) -> anyhow::Result<()> {
+        let Pending { work, staged } = pending;
+        if let (Some(work), Some(together)) = (work, &self.together) {
+            work.wait().map_err(|error| together.failed(error, self.share.rank))?;
+        }
+        if let Some((mut tensor, copy)) = staged {
+            tch::no_grad(|| tensor.copy_(&copy));
+        }
+        Ok(())
+    }
+
+    /// What every rank gives, in the order of the ranks.
+    ///
+    /// # Errors
+    /// As [`sum`](Self::sum); a value that has no form in JSON.
+    pub fn gather<T: Serialize + DeserializeOwned>(&self, own: T) -> anyhow::Result<Vec<T>> {
+        let Some(together) = &self.together else { return Ok(vec![own]) };
+        let bytes = serde_json::to_vec(&own)?;
+        let size = self.share.size;
+        let lengths = self.all_gather(together, &Tensor::from_slice(&[bytes.len() as i64]))?;
+        let lengths: Vec<i64> = Vec::try_from(lengths)?;
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let padded = Tensor::zeros([longest], (Kind::Uint8, Device::Cpu));
+        padded.narrow(0, 0, bytes.len() as i64).copy_(&Tensor::from_slice(&bytes));
+        let all = self.all_gather(together, &padded)?.view([size as i64, longest]);
+        let part = |(rank, length): (usize, &i64)| {
+            let part = all.get(rank as i64).narrow(0, 0, *length).contiguous();
+            Ok(serde_json::from_slice(&Vec::<u8>::try_from(part)?)?)
+        };
+        lengths.iter().enumerate().map(part).collect()
+    }
+
+    fn all_gather(&self, together: &Together, own: &Tensor) -> anyhow::Result<Tensor> {
+        let size = self.share.size as i64 * own.numel() as i64;
+        let all = Tensor::zeros([size], (own.kind(), Device::Cpu));
+        together.begun.fetch_add(1, Ordering::Relaxed);
+        let watch = |error| together.failed(error, self.share.rank);
+        together.group.all_gather(&all, own).map_err(watch)?.wait().map_err(watch)?;
+        Ok(all)
+    }
+
+    /// Gives every rank the first one's masters of what trains, and casts the compute copies anew.
+    ///
+    /// # Errors
+    /// As [`sum`](Self::sum).
+    pub fn share_weights(&self, params: &mut Params) -> anyhow::Result<()> {
+        let Some(together) = &self.together else { return Ok(()) };
+        let watch = |error| together.failed(error, self.share.rank);
+        for (_, weight) in params.trained() {
+            let copy = weight.to_device(Device::Cpu).contiguous();
+            together.begun.fetch_add(1, Ordering::Relaxed);
+            together.group.broadcast(&copy, 0).map_err(watch)?.wait().map_err(watch)?;
+            tch::no_grad(|| weight.shallow_clone().copy_(&copy));
+        }
+        params.refresh_compute();
+        Ok(())
+    }
+
+    /// Lets all ranks know of a signal that one has received: to be called where all of them are between the same steps.
+    ///
+    /// # Errors
+    /// As [`sum`](Self::sum).
+    pub fn agree(&self, ctx: &Context) -> anyhow::Result<()> {
+        if !self.is_shared() {
+            return Ok(());
+        }
+        ctx.interrupt.agree(|own| {
+            let number = Tensor::from_slice(&[own as i64]);
+            self.max(&number)?;
+            anyhow::Ok(number.int64_value(&[0]) as usize)
+        })
+    }
+
+    /// The seed of the random numbers of this rank's share of a step: with several ranks each has its own, and a resumed run
+    /// has them again.
+    #[must_use]
+    pub fn seed(&self, seed: u64, step: u64) -> i64 {
+        let mut mixed = seed ^ 0x9e37_79b9_7f4a_7c15;
+        for number in [step, self.share.rank as u64] {
+            mixed = (mixed ^ number).wrapping_mul(0xff51_afd7_ed55_8ccd);
+            mixed ^= mixed >> 33;
+        }
+        mixed as i64
+    }
+}
+
+/// No living rank is silent for so long.
+const LONGEST_SILENCE: Duration = Duration::from_secs(30);
+
+const START_AGAIN: &str = "its own output says why; start the job again and it goes on from the last checkpoint, \
+                           also with another number of processes";
+
+/// For a group that did not come about: who is not there.
+fn absent(store: &Store, size: usize) -> String {
+    let there = |rank: usize| matches!(store.get(&pulse::key(rank)), Ok(Some(_)));
+    let missing: Vec<usize> = (0..size).filter(|rank| !there(*rank)).collect();
+    match missing.as_slice() {
+        [] => "the ranks cannot connect to one another".to_owned(),
+        missing => format!("{} did not come", ranks(missing)),
+    }
+}
+
+/// `rank 1`, `ranks 1, 3`.
+fn ranks(list: &[usize]) -> String {
+    let numbers: Vec<String> = list.iter().map(usize::to_string).collect();
+    format!("rank{} {}", if list.len() == 1 { "" } else { "s" }, numbers.join(", "))
+}
+
+impl Together {
+    fn all_reduce(&self, tensor: &Tensor, how: Reduction) -> anyhow::Result<Work> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        let begun = self.group.all_reduce(tensor, how);
+        begun.map_err(|error| self.failed(error, self.group.rank()))
+    }
+
+    /// What a collective's failure means: who is gone or does not take part.
+    fn failed(&self, error: TorchError, rank: usize) -> anyhow::Error {
+        self.failed.store(true, Ordering::Relaxed);
+        let own = self.begun.load(Ordering::Relaxed);
+        let culprits = pulse::find_culprits(&self.store, rank, self.group.size(), own);
+        let what = culprits.unwrap_or_else(|| "a rank is gone".to_owned());
+        let error = anyhow::Error::new(error).context(what);
+        stage::Hint::new(error, START_AGAIN).into()
+    }
+}
+
+impl Drop for Together {
+    fn drop(&mut self) {
+        self.pulse.stop();
+        if self.failed.load(Ordering::Relaxed) {
+            // Its threads wait for a rank that does not come; the process ends without them.
+            std::mem::forget(self.group.clone());
+        }
+    }
+}

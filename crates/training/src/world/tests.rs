@@ -1,0 +1,197 @@
+use std::net::TcpListener;
+use std::sync::mpsc;
+use std::thread;
+
+use model::{Decoder, LoadOptions, ModelConfig, Precision};
+use tch::no_grad;
+use torch_ext::autograd;
+
+use super::*;
+
+fn layout(rank: usize, size: usize, port: u16, seconds: u64) -> Layout {
+    let master = ("127.0.0.1".to_owned(), port);
+    Layout { rank, size, master, patience: Duration::from_secs(seconds), ..Layout::default() }
+}
+
+/// A port that nobody listens at.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Runs `f` in so many ranks, each a thread; their results in order.
+fn in_ranks<T: Send + 'static>(
+    size: usize,
+    f: impl Fn(&World) -> T + Send + Clone + 'static,
+) -> Vec<T> {
+    let port = free_port();
+    let rank = |rank| {
+        let f = f.clone();
+        thread::spawn(move || {
+            let world = World::connect(Device::Cpu, layout(rank, size, port, 30)).unwrap();
+            let result = f(&world);
+            // The store must serve until every rank is through.
+            world.sum(&Tensor::from(0.0)).unwrap();
+            result
+        })
+    };
+    let ranks: Vec<_> = (0..size).map(rank).collect();
+    ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+}
+
+#[test]
+fn a_world_of_one_changes_nothing() {
+    let world = World::alone(Device::Cpu);
+    let numbers = Tensor::from_slice(&[1.5, -2.0]);
+    world.sum(&numbers).unwrap();
+    world.max(&numbers).unwrap();
+    assert_eq!(Vec::<f64>::try_from(numbers).unwrap(), [1.5, -2.0]);
+    assert_eq!(world.gather("나".to_owned()).unwrap(), ["나"]);
+    assert!(world.is_first() && !world.is_shared());
+}
+
+#[test]
+fn ranks_sum_and_tell_each_other_things_of_any_length() {
+    let results = in_ranks(3, |world| {
+        let rank = world.share().rank;
+        let numbers = Tensor::from_slice(&[rank as f32, 1.0]);
+        world.sum(&numbers).unwrap();
+        let most = Tensor::from_slice(&[rank as i64, -(rank as i64)]);
+        world.max(&most).unwrap();
+        let told = world.gather(vec!["안녕".to_owned(); rank]).unwrap();
+        (Vec::<f32>::try_from(numbers).unwrap(), Vec::<i64>::try_from(most).unwrap(), told)
+    });
+    for (sums, most, told) in results {
+        assert_eq!((sums, most), (vec![3.0, 3.0], vec![2, 0]));
+        assert_eq!(told.iter().map(Vec::len).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(told[2][1], "안녕");
+    }
+}
+
+fn tiny(precision: Precision, seed: u64) -> Decoder {
+    let config: serde_json::Result<serde_json::Value> = serde_json::from_str(
+        r#"{"model_type": "llama", "vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "max_position_embeddings": 32, "tie_word_embeddings": true}"#,
+    );
+    let options = LoadOptions { device: Device::Cpu, precision, trainable: true };
+    Decoder::init(&ModelConfig::from_json(&config.unwrap()).unwrap(), seed, &options).unwrap()
+}
+
+/// Adds the gradient of a loss that is different for every number.
+fn backward(decoder: &Decoder, number: f64) {
+    let leaves = decoder.params().leaves();
+    let sum = |leaf: &model::Leaf| (&leaf.compute * &leaf.compute * number).sum(Kind::Float);
+    let loss = leaves.iter().map(sum).reduce(|a, b| a + b).unwrap();
+    autograd::backward(&loss).unwrap();
+}
+
+#[test]
+fn gradients_of_all_micro_batches_and_ranks_are_summed() {
+    for precision in [Precision::Fp32, Precision::Bf16] {
+        let results = in_ranks(2, move |world| {
+            let mut decoder = tiny(precision, 1);
+            let reducer = Reducer::new(world, decoder.params()).unwrap();
+            let rank = world.share().rank as f64;
+            let mut steps = Vec::new();
+            // Armed, with two micro-batches; then without.
+            for armed in [true, false] {
+                backward(&decoder, 1.0 + rank);
+                decoder.params_mut().gather_grads().unwrap();
+                if armed {
+                    reducer.arm(decoder.params());
+                }
+                backward(&decoder, 10.0);
+                if !armed {
+                    decoder.params_mut().gather_grads().unwrap();
+                }
+                reducer.finish(decoder.params_mut()).unwrap();
+                let trainable = decoder.params_mut().trainable();
+                // The derivative of n x² is 2 n x: 2 (1 + 10 + 2 + 10) x.
+                let error = |weight: &model::Trainable<'_>| {
+                    let wanted = &weight.master * 46.0;
+                    let error = no_grad(|| (&weight.grad - &wanted).abs().max());
+                    f64::try_from(error / wanted.abs().max().clamp_min(1e-3)).unwrap()
+                };
+                let grads: Vec<Vec<f32>> = trainable
+                    .iter()
+                    .map(|weight| Vec::try_from(weight.grad.contiguous().view(-1)).unwrap())
+                    .collect();
+                steps.push((trainable.iter().map(error).fold(0.0, f64::max), grads));
+                decoder.params_mut().clear_grads().unwrap();
+            }
+            steps
+        });
+        let bound = if precision == Precision::Fp32 { 1e-6 } else { 1e-2 };
+        for (first, second) in results[0].iter().zip(&results[1]) {
+            assert!(first.0 < bound, "{precision:?}: {}", first.0);
+            assert_eq!(first.1, second.1, "every rank has the same bits");
+        }
+    }
+}
+
+#[test]
+fn every_rank_gets_the_first_ones_weights() {
+    let sums = in_ranks(2, |world| {
+        let mut decoder = tiny(Precision::Bf16, world.share().rank as u64);
+        world.share_weights(decoder.params_mut()).unwrap();
+        let params = decoder.params();
+        let masters: Vec<f64> =
+            params.iter().map(|(_, t)| t.sum(Kind::Double).double_value(&[])).collect();
+        let compute = params
+            .leaves()
+            .iter()
+            .map(|leaf| leaf.compute.sum(Kind::Double).double_value(&[]))
+            .sum::<f64>();
+        (masters, compute)
+    });
+    assert_eq!(sums[0], sums[1]);
+}
+
+#[test]
+fn random_numbers_differ_by_step_and_rank() {
+    let at = |rank| World { share: Share { rank, size: 3 }, ..World::alone(Device::Cpu) };
+    let seeds: std::collections::BTreeSet<i64> =
+        (0..3).flat_map(|rank| (0..100).map(move |step| at(rank).seed(7, step))).collect();
+    assert_eq!(seeds.len(), 300);
+    assert_eq!(at(1).seed(7, 5), at(1).seed(7, 5));
+}
+
+#[test]
+fn a_rank_that_hangs_is_named() {
+    let port = free_port();
+    let (done, wait) = mpsc::channel::<()>();
+    let hanging = thread::spawn(move || {
+        let world = World::connect(Device::Cpu, layout(0, 2, port, 30)).unwrap();
+        world.sum(&Tensor::from(1.0)).unwrap();
+        let _ = wait.recv();
+    });
+    let world = World::connect(Device::Cpu, layout(1, 2, port, 2)).unwrap();
+    world.sum(&Tensor::from(1.0)).unwrap();
+    let error = world.sum(&Tensor::from(1.0)).unwrap_err();
+    assert_eq!(error.to_string(), "rank 0 did not take part in time");
+    assert!(
+        stage::report(&error).contains("hint: its own output says why"),
+        "{}",
+        stage::report(&error)
+    );
+    drop(done);
+    hanging.join().unwrap();
+}
+
+#[test]
+fn a_rank_that_does_not_come_is_named() {
+    let error = World::connect(Device::Cpu, layout(0, 2, free_port(), 1)).unwrap_err();
+    assert_eq!(error.to_string(), "rank 1 did not come");
+    let port = free_port();
+    let error = World::connect(Device::Cpu, layout(1, 2, port, 1)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("rank 0 is not to be found at 127.0.0.1:{port} (MASTER_ADDR, MASTER_PORT)")
+    );
+    let taken = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let error = World::connect(Device::Cpu, layout(0, 2, port, 1)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("cannot listen at 127.0.0.1:{port} (MASTER_ADDR, MASTER_PORT)")
+    );
+}

@@ -1,0 +1,153 @@
+//! Several processes that train together: the same curve as one, and what becomes of a rank that dies, hangs or is told to stop.
+
+use temper_tests::binaries::{Outcome, Running};
+
+use super::*;
+
+/// Nothing that depends on how many processes there are: no dropout, whose masks differ from rank to rank.
+const SFT_PLAIN: [&str; 4] = [
+    "train.dropout=0.0",
+    "train.log_every_steps=1",
+    "train.checkpoint.every_steps=2",
+    "train.epochs=1",
+];
+
+/// Waits for all.
+fn finish(ranks: Vec<Running>) -> Vec<Outcome> {
+    ranks.into_iter().map(|rank| rank.finish().unwrap()).collect()
+}
+
+#[track_caller]
+fn succeed(ranks: Vec<Running>) {
+    for outcome in finish(ranks) {
+        assert_eq!(outcome.code(), Some(0), "{outcome}");
+    }
+}
+
+/// The largest difference between two runs' metrics, relative to numbers above 1; every line and name must be in both.
+#[track_caller]
+fn largest_difference(a: &Path, b: &Path) -> (f64, String) {
+    let (a, b) = (metrics(a), metrics(b));
+    assert_eq!(a.len(), b.len());
+    assert!(!a.is_empty());
+    let mut largest = (0.0, String::new());
+    for (a, b) in a.iter().zip(&b) {
+        let (a, b) = (a.as_object().unwrap(), b.as_object().unwrap());
+        assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+        for (name, a) in a {
+            let (a, b) = (a.as_f64().unwrap_or(0.0), b[name].as_f64().unwrap_or(0.0));
+            let difference = (a - b).abs() / a.abs().max(1.0);
+            if difference > largest.0 {
+                largest = (difference, name.clone());
+            }
+        }
+    }
+    largest
+}
+
+#[track_caller]
+fn same_curve(name: &str, reads: &[&str], settings: &[&str]) {
+    let yard = yard(reads);
+    let dir = yard.path();
+    let command = |run: &'static str| stage(name, dir).args(["--out", run]).args(sets(settings));
+    command("one").succeed().unwrap();
+    succeed(command("two").start_ranks(2).unwrap());
+    let (difference, metric) = largest_difference(&dir.join("one"), &dir.join("two"));
+    assert!(difference < 1e-6, "{name}: {metric} differs by {difference}");
+    // What is written is whole, and by one process.
+    let names =
+        |run: &str| files(&dir.join(run)).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let without_events = |run: &str| {
+        let mut list = names(run);
+        list.retain(|path| !path.starts_with("tensorboard"));
+        list
+    };
+    assert_eq!(without_events("one"), without_events("two"));
+}
+
+#[test]
+fn two_processes_have_the_curve_of_one_in_sft() {
+    same_curve("sft", &["data", "pretrain"], &SFT_PLAIN);
+}
+
+#[test]
+fn two_processes_have_the_curve_of_one_in_reward() {
+    let settings = ["train.steps=10", "train.log_every_steps=1"];
+    same_curve("reward", &["data", "sft"], &settings);
+}
+
+#[test]
+fn two_processes_have_the_curve_of_one_in_ppo() {
+    let settings =
+        ["train.steps=3", "train.log_every_steps=1", "train.optimizer.learning_rate=1e-4"];
+    same_curve("ppo", &["data", "sft", "reward"], &settings);
+}
+
+#[test]
+fn a_rank_that_is_killed_ends_the_others_and_any_number_goes_on() {
+    let yard = yard(&["data", "pretrain"]);
+    let dir = yard.path();
+    let command = |run: &'static str| stage("sft", dir).args(["--out", run]).args(sets(&SFT_PLAIN));
+    succeed(command("straight").start_ranks(2).unwrap());
+
+    let run = dir.join("killed");
+    let mut ranks = command("killed").start_ranks(2).unwrap();
+    assert!(ranks[0].wait_until(|| checkpoints(&run) > 0).unwrap());
+    ranks.pop().unwrap().kill().unwrap();
+    let first = ranks.pop().unwrap().finish().unwrap();
+    assert_eq!(first.code(), Some(1), "{first}");
+    first.expect_error(&["rank 1 gives no sign of life", "hint: its own output says why"]).unwrap();
+    assert!(!run.join("manifest.json").exists());
+    copy(&run, &dir.join("by-one"));
+
+    // The same number: to the bit.
+    succeed(command("killed").start_ranks(2).unwrap());
+    assert_same_files(&dir.join("straight/model"), &run.join("model"));
+    assert_eq!(metrics(&dir.join("straight")), metrics(&run));
+    // Another number: but for rounding.
+    command("by-one").succeed().unwrap();
+    let (difference, metric) = largest_difference(&run, &dir.join("by-one"));
+    assert!(difference < 1e-6, "{metric} differs by {difference}");
+}
+
+#[test]
+fn a_rank_that_hangs_ends_the_others() {
+    let yard = yard(&["data", "pretrain"]);
+    let run = yard.path().join("hung");
+    let stage = stage("sft", yard.path()).args(["--out", "hung", "--rank-timeout", "2"]);
+    let mut ranks = stage.args(sets(&SFT_PLAIN)).start_ranks(2).unwrap();
+    assert!(ranks[0].wait_until(|| checkpoints(&run) > 0).unwrap());
+    ranks[1].signal("STOP").unwrap();
+    let hung = ranks.pop().unwrap();
+    let first = ranks.pop().unwrap().finish().unwrap();
+    drop(hung);
+    assert_eq!(first.code(), Some(1), "{first}");
+    first.expect_error(&["rank 1 gives no sign of life"]).unwrap();
+}
+
+#[test]
+fn a_signal_to_one_rank_stops_all_after_the_same_step() {
+    let yard = yard(&["data", "pretrain"]);
+    let dir = yard.path();
+    let command = |run: &'static str| stage("sft", dir).args(["--out", run]).args(sets(&SFT_PLAIN));
+    succeed(command("straight").start_ranks(2).unwrap());
+    let run = dir.join("stopped");
+    let mut ranks = command("stopped").start_ranks(2).unwrap();
+    assert!(ranks[0].wait_until(|| checkpoints(&run) > 0).unwrap());
+    ranks[1].signal("TERM").unwrap();
+    for outcome in finish(ranks) {
+        assert_eq!(outcome.code(), Some(143), "{outcome}");
+    }
+    succeed(command("stopped").start_ranks(2).unwrap());
+    assert_same_files(&dir.join("straight/model"), &run.join("model"));
+}
+
+#[test]
+fn a_stage_of_one_process_says_so() {
+    let yard = yard(&["data", "pretrain", "sft"]);
+    let ranks = stage("data-prep", yard.path()).start_ranks(2).unwrap();
+    for outcome in finish(ranks) {
+        assert_eq!(outcome.code(), Some(2), "{outcome}");
+        outcome.expect_error(&["data-prep runs in one process, but WORLD_SIZE is 2"]).unwrap();
+    }
+}
