@@ -214,15 +214,16 @@ mod tests {
         Usage: sft [OPTIONS]
 
         Options:
-              --config <PATH>    The configuration; paths in it are relative to the current directory [default: configs/sft.toml]
-              --set <KEY=VALUE>  Sets a key of the configuration, for instance seed=7; repeatable
-              --out <DIR>        The run directory, instead of the configuration's `out`
-              --device <DEVICE>  auto, cpu or cuda:N [default: auto]
-              --resume <WHEN>    auto goes on from an unfinished run's last checkpoint; never starts over [default: auto]
-              --check            Checks the configuration, prints the plan and exits
-          -v, --verbose...       Logs more; -vv logs everything
-          -h, --help             Print help
-          -V, --version          Print version
+              --config <PATH>           The configuration; paths in it are relative to the current directory [default: configs/sft.toml]
+              --set <KEY=VALUE>         Sets a key of the configuration, for instance seed=7; repeatable
+              --out <DIR>               The run directory, instead of the configuration's `out`
+              --device <DEVICE>         auto, cpu or cuda:N [default: auto]
+              --resume <WHEN>           auto goes on from an unfinished run's last checkpoint; never starts over [default: auto]
+              --check                   Checks the configuration, prints the plan and exits
+          -v, --verbose...              Logs more; -vv logs everything
+              --rank-timeout <SECONDS>  Under torchrun: how long to wait for a process that does nothing [default: 600]
+          -h, --help                    Print help
+          -V, --version                 Print version
 
         Reads:   a model and token rows
         Writes:  a model
