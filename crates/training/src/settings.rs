@@ -61,7 +61,7 @@ pub struct Train {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub residual_dropout: Option<f64>,
     /// With several processes: what they divide among them in place of each having all of it. 0: nothing; 1: the optimiser's state;
-    /// 2: the gradients as well (Rajbhandari et al. 2020, arXiv:1910.02054, section 5). Changes no result but by rounding.
+    /// 2: the gradients as well (Rajbhandari et al. 2020, arXiv:1910.02054). Changes no result but by rounding.
     #[serde(default)]
     pub zero_stage: u8,
     /// Stop after this many steps in a row whose loss or gradient was not finite; each of them is skipped.
