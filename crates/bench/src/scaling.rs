@@ -147,7 +147,8 @@ pub(crate) fn table(options: &Options) -> Result<String> {
     let config = ModelConfig::from_json(&json)?;
     ensure!(options.flops > 0.0 && options.tokens > 0.0, "--flops and --tokens must be above 0");
     ensure!(options.network.local > 0, "--local must be at least 1");
-    let forward = config.forward_flops_per_token(options.seq) * options.tokens / options.flops;
+    let forward =
+        config.forward_flops_per_token(options.seq as f64 / 2.0) * options.tokens / options.flops;
     let (all, rest) = (config.num_parameters() as f64, config.num_embedding_parameters() as f64);
     let layers = u32::try_from(config.num_hidden_layers)?.max(1);
     let work = Work {
