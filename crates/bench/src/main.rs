@@ -1,8 +1,10 @@
 //! `bench`: what `scripts/bench` needs of the library itself. Prints one JSON object, or a table of single operations.
 
 mod bound;
+mod collective;
 mod generate;
 mod micro;
+mod scaling;
 mod serve;
 mod timing;
 
@@ -49,6 +51,10 @@ enum Command {
     Generate(generate::Options),
     /// Ask a running `chat serve` as one client and as many.
     Serve(serve::Options),
+    /// As one of several processes: time a sum over all of them.
+    Collective(collective::Options),
+    /// Predict the training step of many processes.
+    Scaling(scaling::Options),
     /// Time single operations against libtorch's own.
     Micro(micro::Options),
 }
@@ -105,6 +111,11 @@ fn run(command: Command) -> Result<()> {
         Command::Bound(options) => bound::measure(&options)?.to_string(),
         Command::Generate(options) => generate::measure(&options)?.to_string(),
         Command::Serve(options) => serve::measure(&options)?.to_string(),
+        Command::Collective(options) => match collective::measure(&options)? {
+            Some(result) => result.to_string(),
+            None => return Ok(()),
+        },
+        Command::Scaling(options) => scaling::table(&options)?,
         Command::Micro(options) => micro::table(&options)?,
     };
     println!("{text}");

@@ -155,11 +155,11 @@ impl Default for Share {
 /// The data of one optimiser step, of which the micro-batches alone are this process's [`Share`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step<B = FlatBatch> {
-    /// At least one.
+    /// At least one, and as many in every process.
     pub micro_batches: Vec<B>,
-    /// Whether they count. Where a step has fewer rows than there are processes, some do another's work for nothing, so that
-    /// all do the same things.
-    pub counts: bool,
+    /// So many of them count, from the first on. Where those of the whole step cannot be divided evenly, some processes do
+    /// another's work for nothing, so that all do the same things.
+    pub num_counting: usize,
     /// Tokens to predict, or pairs, in the whole step: what the summed loss is divided by. At least 1.
     pub num_targets: usize,
     /// Tokens in the whole step; the prompt of a pair counts once.
@@ -221,10 +221,21 @@ impl<B: Batch> Batcher<B> {
             .map(|members| B::of_rows(members.into_iter().map(|index| &rows[index])))
             .collect();
         let (num_targets, count) = (all.iter().map(B::num_targets).sum(), all.len());
-        let own = all.into_iter().skip(rank % count).step_by(size);
+        let num_counting = (rank..count).step_by(size).len();
+        // The first one's again where this process has fewer than that.
+        let mut own: Vec<B> = Vec::new();
+        let mut spare = None;
+        for (index, batch) in all.into_iter().enumerate() {
+            if index % size == rank {
+                own.push(batch);
+            } else if index == 0 {
+                spare = Some(batch);
+            }
+        }
+        own.extend(spare.filter(|_| own.len() < count.div_ceil(size)));
         Ok(Some(Step {
-            micro_batches: own.collect(),
-            counts: rank < count,
+            micro_batches: own,
+            num_counting,
             num_targets,
             num_tokens: lengths.iter().sum(),
             num_rows: rows.len(),

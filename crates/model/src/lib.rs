@@ -28,5 +28,5 @@ pub mod weights;
 pub use config::{Architecture, Head, ModelConfig};
 pub use decoder::{Checkpointing, Decoder, Input, LoadOptions, Loading};
 pub use error::{Error, Result};
-pub use params::{Leaf, Params, Trainable};
+pub use params::{Leaf, Master, Params, Trainable};
 pub use precision::Precision;

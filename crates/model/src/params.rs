@@ -9,6 +9,7 @@ use crate::precision::Precision;
 use block::{Block, Part, Storage};
 pub(crate) use block::{Keep, Stored, Weight};
 use std::collections::HashMap;
+use std::ops::Range;
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::four_bit::FourBit;
 use torch_ext::{autograd, foreach};
@@ -18,6 +19,8 @@ use torch_ext::{autograd, foreach};
 pub struct Trainable<'a> {
     /// Hugging Face name.
     pub name: &'a str,
+    /// Its shape, also where `master` and `grad` are a slice of it.
+    pub shape: &'a [i64],
     /// The fp32 master weight. Updating it in place updates the model (after [`Params::refresh_compute`]).
     pub master: Tensor,
     /// The fp32 gradient, of the master's shape. Updating it in place is allowed (clipping).
@@ -27,6 +30,11 @@ pub struct Trainable<'a> {
 }
 
 impl Trainable<'_> {
+    /// Numbers in the whole parameter.
+    pub fn numel(&self) -> i64 {
+        self.shape.iter().product()
+    }
+
     /// Whether it is looked up rather than multiplied with.
     pub fn is_embedding(&self) -> bool {
         is_embedding(self.name)
@@ -40,6 +48,21 @@ pub struct Leaf {
     pub compute: Tensor,
     /// The fp32 gradient that [`Params::gather_grads`] has put aside; none in fp32, where it stays on the leaf.
     pub gathered: Option<Tensor>,
+    /// Where each parameter that trains lies in it, in numbers, in the order of [`Params::masters`].
+    pub parts: Vec<Range<i64>>,
+}
+
+/// The fp32 master of a parameter that trains; see [`Trainable`].
+#[derive(Debug)]
+pub struct Master<'a> {
+    /// Hugging Face name.
+    pub name: &'a str,
+    /// Its shape.
+    pub shape: &'a [i64],
+    /// The weight itself.
+    pub master: Tensor,
+    /// Its learning rate is so many times the others'.
+    pub rate: f64,
 }
 
 /// The parameters of a model, in a fixed order, by their Hugging Face names.
@@ -361,10 +384,26 @@ impl Params {
             let grad = &*block.grad.get_or_insert_with(|| master.zeros_like());
             for part in block.parts.iter().filter(|part| part.trainable) {
                 let (master, grad) = (part.view(master), part.view(grad));
-                all.push(Trainable { name: &part.name, master, grad, rate: part.rate });
+                let (name, shape) = (part.name.as_str(), part.shape.as_slice());
+                all.push(Trainable { name, shape, master, grad, rate: part.rate });
             }
         }
         all
+    }
+
+    /// The masters of the parameters that train, in the order of the model.
+    pub fn masters(&self) -> Vec<Master<'_>> {
+        let trained = self.blocks.iter().filter(|block| block.trains());
+        let parts = trained.flat_map(|block| {
+            let parts = block.parts.iter().enumerate().filter(|(_, part)| part.trainable);
+            parts.map(move |(p, part)| Master {
+                name: &part.name,
+                shape: &part.shape,
+                master: block.weight(p),
+                rate: part.rate,
+            })
+        });
+        parts.collect()
     }
 
     /// Copies the masters into the compute copies, casting once. Call after every change of the masters.
@@ -412,7 +451,13 @@ impl Params {
         let trained = self.blocks.iter().filter(|block| block.trains());
         let leaf = |block: &Block| {
             let gathered = block.grad.as_ref().filter(|_| apart).map(Tensor::shallow_clone);
-            Some(Leaf { compute: block.compute()?.shallow_clone(), gathered })
+            let parts = block.parts.iter().filter(|part| part.trainable);
+            let parts = parts.map(|part| {
+                let row = part.shape[1..].iter().product::<i64>();
+                part.start * row..(part.start + part.shape[0]) * row
+            });
+            let parts = parts.collect();
+            Some(Leaf { compute: block.compute()?.shallow_clone(), gathered, parts })
         };
         trained.filter_map(leaf).collect()
     }

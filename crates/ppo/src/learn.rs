@@ -32,7 +32,7 @@ pub(crate) struct Reducers {
 
 impl Reducers {
     pub(crate) fn new(world: &World, models: &Models) -> anyhow::Result<Self> {
-        let of = |decoder: &Decoder| Reducer::new(world, decoder.params());
+        let of = |decoder: &Decoder| Reducer::new(world, decoder.params(), 0);
         Ok(Self { policy: of(&models.policy)?, value: models.value.as_ref().map(of).transpose()? })
     }
 }
@@ -147,20 +147,27 @@ pub(crate) fn learn(
         let (factor, moves) = (course.factor, !course.warmup || models.value.is_none());
         let mut means = None;
         if moves {
-            reducers.policy.finish(models.policy.params_mut())?;
+            reducers.policy.sum_gathered(models.policy.params_mut())?;
             let Optimizers { policy, policy_scale, .. } = &mut *optimizers;
-            let applied = apply(&mut models.policy, policy, factor, policy_scale, &sums)?;
+            let applied = apply(
+                world,
+                &reducers.policy,
+                &mut models.policy,
+                policy,
+                factor,
+                policy_scale,
+                &sums,
+            )?;
             learned.policy_norms.push(applied.grad_norm);
             learned.skipped += u64::from(!applied.finite);
             means = Some(row(&applied.sums));
         }
-        if let (Some(value), Some(optimizer)) = (&mut models.value, &mut optimizers.value) {
-            if let Some(reducer) = &reducers.value {
-                reducer.finish(value.params_mut())?;
-            }
+        let of_value = (&mut models.value, &mut optimizers.value, &reducers.value);
+        if let (Some(value), Some(optimizer), Some(reducer)) = of_value {
+            reducer.sum_gathered(value.params_mut())?;
             let scale = &mut optimizers.value_scale;
             let Applied { grad_norm, finite, sums } =
-                apply(value, optimizer, factor, scale, &sums)?;
+                apply(world, reducer, value, optimizer, factor, scale, &sums)?;
             learned.value_norms.push(grad_norm);
             learned.skipped += u64::from(!finite);
             means = means.or_else(|| Some(row(&sums)));
@@ -246,14 +253,13 @@ fn accumulate(
 /// Adds `scale` times the gradient of this rank's part of the mean next-token loss on other data; returns that loss over all
 /// ranks.
 fn mix_in(world: &World, models: &mut Models, step: &Step, scale: f64) -> anyhow::Result<f64> {
-    let counts = if step.counts { 1.0 } else { 0.0 };
-    let share = counts * scale / step.num_targets as f64;
+    let share = scale / step.num_targets as f64;
     let mut sum = 0.0;
-    for batch in &step.micro_batches {
+    for batch in &step.micro_batches[..step.num_counting] {
         let loss = next_token_loss(&models.policy, batch)?;
         autograd::backward(&(&loss.sum * share))?;
         models.policy.params_mut().gather_grads()?;
-        sum += counts * f64::try_from(loss.sum.detach())?;
+        sum += f64::try_from(loss.sum.detach())?;
     }
     let all = Tensor::from(sum);
     world.sum(&all)?;

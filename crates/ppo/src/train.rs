@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use artifact::columns::{PROMPT, RESPONSE, SCORE, STEP};
 use artifact::rows::{Cell, Column, Kind, TableWriter};
-use data::batch::{BatchConfig, BatchSize, Batcher};
+use data::batch::{BatchConfig, BatchSize, Batcher, Share};
 use data::dataset::{Cursor, Order, TokenDataset};
 use model::Decoder;
 use model::weights::write_tensors;
@@ -30,8 +30,8 @@ use crate::plan::Plan;
 use crate::rollout::{Episode, MicroBatch, PromptCursor, minibatches, rollout};
 
 const VALUE: &str = "value.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
-const VALUE_OPTIMIZER: &str = "value_optimizer.safetensors";
+const OPTIMIZER: &str = "optimizer";
+const VALUE_OPTIMIZER: &str = "value_optimizer";
 
 /// Steps in a row that may go wrong.
 const MAX_SKIPPED: u64 = 10;
@@ -349,6 +349,7 @@ impl<'a> Run<'a> {
         let (models, optimizers, tokenizer) =
             (&*self.models, &self.optimizers, &self.plan.tokenizer);
         let step = self.state.step;
+        let whole = |name| checkpoint::optimizer_file(name, Share::default());
         let write = |dir: &Path| {
             checkpoint::save_weights(&models.policy, dir)?;
             tokenizer.save(dir)?;
@@ -364,13 +365,13 @@ impl<'a> Run<'a> {
             if !values.is_empty() {
                 write_tensors(&dir.join(VALUE), &values)?;
             }
-            write_tensors(&dir.join(OPTIMIZER), &optimizers.policy.state())?;
+            write_tensors(&dir.join(whole(OPTIMIZER)), &optimizers.policy.state())?;
             if let Some(optimizer) = &optimizers.value {
-                write_tensors(&dir.join(VALUE_OPTIMIZER), &optimizer.state())?;
+                write_tensors(&dir.join(whole(VALUE_OPTIMIZER)), &optimizer.state())?;
             }
             Ok(())
         };
-        checkpoint::save(self.ctx, models.policy.device(), step, &self.state, write)?;
+        checkpoint::save(self.ctx, self.world, step, &self.state, write, &[])?;
         self.saved_at = Some(step);
         let settings = &self.plan.config.train.checkpoint;
         let pinned = self.state.best.as_ref().filter(|_| settings.keep_best).map(|(step, _)| *step);
@@ -445,9 +446,9 @@ fn load(models: &mut Models, optimizers: &mut Optimizers, dir: &Path) -> anyhow:
     } else {
         checkpoint::load_weights(&mut models.policy, &[&policy, &value])?;
     }
-    checkpoint::load_optimizer(&mut optimizers.policy, &dir.join(OPTIMIZER))?;
+    checkpoint::load_optimizer(&mut optimizers.policy, dir, OPTIMIZER, Share::default())?;
     if let Some(optimizer) = &mut optimizers.value {
-        checkpoint::load_optimizer(optimizer, &dir.join(VALUE_OPTIMIZER))?;
+        checkpoint::load_optimizer(optimizer, dir, VALUE_OPTIMIZER, Share::default())?;
     }
     Ok(())
 }

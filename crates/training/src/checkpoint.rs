@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use artifact::atomic::{self, AtomicDir};
 use artifact::{FORMAT_VERSION, Input};
+use data::batch::Share;
 use model::weights::{WeightFiles, write_tensors};
 use model::{Decoder, Precision};
 use serde::de::DeserializeOwned;
@@ -32,7 +33,8 @@ const STATE: &str = "state.json";
 const GENERATORS: &str = "generators.safetensors";
 
 /// Keys, and beginnings of keys, that a resumed run may have with other values: they do not touch its training.
-const FREE_KEYS: [&str; 6] = [
+const FREE_KEYS: [&str; 7] = [
+    "train.zero_stage:",
     "train.log_every_steps:",
     "train.checkpoint.every_steps:",
     "train.checkpoint.save_total_limit:",
@@ -110,34 +112,50 @@ pub fn same_in_all(ctx: &Context, world: &World, step: Option<u64>) -> anyhow::R
 }
 
 /// Saves `state` and the random generators as the checkpoint of `step`, with the files that `write` puts into the
-/// directory it is given. Of several processes the first does.
+/// directory it is given. Of several processes the first does; those of `parts` every rank writes for itself, by the names that
+/// [`optimizer_file`] gives.
 ///
 /// # Errors
-/// The file system's; the checkpoints from before are then as they were.
+/// The file system's; the checkpoints from before are then as they were. A rank that is gone.
 pub fn save<S: Serialize>(
     ctx: &Context,
-    device: Device,
+    world: &World,
     step: u64,
     state: &S,
     write: impl FnOnce(&Path) -> anyhow::Result<()>,
+    parts: &[(&str, &AdamW)],
 ) -> anyhow::Result<PathBuf> {
     let path = path_of(ctx, step);
-    if !ctx.layout.is_first() {
-        return Ok(path);
+    let failed = || format!("cannot save the checkpoint {}", path.display());
+    let begun = if world.is_first() {
+        Some(begin(ctx, world.device(), &path, step, state, write).with_context(failed)?)
+    } else {
+        None
+    };
+    if !parts.is_empty() {
+        let place = begun.as_ref().map(|dir| dir.path().to_owned());
+        let place = world.gather(place)?.swap_remove(0).context("rank 0 has no place")?;
+        for (name, optimizer) in parts {
+            let file = place.join(optimizer_file(name, world.share()));
+            write_tensors(&file, &optimizer.state()).with_context(failed)?;
+        }
+        world.gather(())?;
     }
-    save_at(ctx, device, &path, step, state, write)
-        .with_context(|| format!("cannot save the checkpoint {}", path.display()))?;
+    if let Some(dir) = begun {
+        dir.commit().with_context(failed)?;
+    }
     Ok(path)
 }
 
-fn save_at<S: Serialize>(
+/// Writes all that the first rank writes.
+fn begin<S: Serialize>(
     ctx: &Context,
     device: Device,
     path: &Path,
     step: u64,
     state: &S,
     write: impl FnOnce(&Path) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<AtomicDir> {
     let dir = AtomicDir::create(path)?;
     write(dir.path())?;
     let mut states = vec![("cpu".to_owned(), generator::get_state(Device::Cpu)?)];
@@ -158,7 +176,7 @@ fn save_at<S: Serialize>(
     let mut text = serde_json::to_vec_pretty(&record)?;
     text.push(b'\n');
     atomic::write_bytes(dir.path().join(STATE), &text)?;
-    Ok(dir.commit()?)
+    Ok(dir)
 }
 
 fn kind_of(device: Device) -> &'static str {
@@ -286,15 +304,62 @@ pub fn weights_of(dir: &Path, decoder: &Decoder) -> PathBuf {
     dir.join(if decoder.adapter().is_some() { "trained.safetensors" } else { "model.safetensors" })
 }
 
-/// Puts an optimiser's state back.
+/// The file of an optimiser's state, or of a rank's part of it where they divide it.
+#[must_use]
+pub fn optimizer_file(name: &str, share: Share) -> String {
+    match share.size {
+        1 => format!("{name}.safetensors"),
+        size => format!("{name}-{:05}-of-{size:05}.safetensors", share.rank + 1),
+    }
+}
+
+/// The files of an optimiser's state in a checkpoint, in the order of the ranks that wrote them.
+fn optimizer_files(dir: &Path, name: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let whole = dir.join(optimizer_file(name, Share::default()));
+    if whole.exists() {
+        return Ok(vec![whole]);
+    }
+    let size = |file: &std::ffi::OsStr| -> Option<usize> {
+        let numbers = file.to_str()?.strip_prefix(name)?.strip_suffix(".safetensors")?;
+        numbers.split_once("-of-")?.1.parse().ok()
+    };
+    let entries = fs_err::read_dir(dir)?.collect::<Result<Vec<_>, _>>()?;
+    let Some(size) = entries.iter().find_map(|entry| size(&entry.file_name())) else {
+        bail!("{}: there is no such file", whole.display());
+    };
+    let paths = (0..size).map(|rank| dir.join(optimizer_file(name, Share { rank, size })));
+    let paths: Vec<PathBuf> = paths.collect();
+    match paths.iter().find(|path| !path.exists()) {
+        Some(missing) => bail!("{}: there is no such file", missing.display()),
+        None => Ok(paths),
+    }
+}
+
+/// Puts an optimiser's state back from the files in a checkpoint that [`optimizer_file`] names, whatever number of ranks wrote
+/// them. `share` is the part of each parameter that `optimizer` was made for.
 ///
 /// # Errors
 /// A file that cannot be read or is of other parameters.
-pub fn load_optimizer(optimizer: &mut AdamW, path: &Path) -> anyhow::Result<()> {
-    let file = WeightFiles::open_file(path)?;
-    let tensors = file.names().map(|name| Ok((name.to_owned(), file.tensor(name)?)));
-    let tensors: model::Result<BTreeMap<String, Tensor>> = tensors.collect();
-    optimizer.load_state(&tensors?).with_context(|| path.display().to_string())
+pub fn load_optimizer(
+    optimizer: &mut AdamW,
+    dir: &Path,
+    name: &str,
+    share: Share,
+) -> anyhow::Result<()> {
+    let paths = optimizer_files(dir, name)?;
+    let files = paths.iter().map(|path| WeightFiles::open_file(path));
+    let files = files.collect::<model::Result<Vec<_>>>()?;
+    let context = || format!("{}: {name}", dir.display());
+    if let ([file], 1) = (files.as_slice(), share.size) {
+        let tensors = file.names().map(|name| Ok((name.to_owned(), file.tensor(name)?)));
+        let tensors: model::Result<BTreeMap<String, Tensor>> = tensors.collect();
+        return optimizer.load_state(&tensors?).with_context(context);
+    }
+    let pieces = |key: &str| {
+        let there = files.iter().filter(|file| file.shape(key).is_some());
+        Ok(there.map(|file| file.tensor(key)).collect::<model::Result<Vec<_>>>()?)
+    };
+    optimizer.load_pieces(&pieces, share).with_context(context)
 }
 
 /// Sets a model's masters, and with them the compute copies, from a checkpoint's weights: each from the first of `files` that

@@ -95,16 +95,16 @@ pub fn evaluate<B: Batch>(
     let (mut loss_sum, mut targets, mut bytes) = (0.0, 0, 0_u64);
     decoder.set_training(false);
     while let Some(step) = batches.next_step()? {
-        for batch in &step.micro_batches {
+        for (index, batch) in step.micro_batches.iter().enumerate() {
             ctx.check_interrupt()?;
             let part = tch::no_grad(|| loss(decoder, batch))?;
             // Every rank has the metrics' names, so one whose batch does not count computes it as well.
-            let counts = if step.counts { 1.0 } else { 0.0 };
+            let counts = if index < step.num_counting { 1.0 } else { 0.0 };
             loss_sum += counts * f64::try_from(&part.sum)?;
             for (name, sum) in &part.metrics {
                 *sums.entry(name).or_default() += counts * f64::try_from(sum)?;
             }
-            if let Some(lengths) = validation.byte_lengths.as_ref().filter(|_| step.counts) {
+            if let Some(lengths) = validation.byte_lengths.as_ref().filter(|_| counts > 0.0) {
                 let of = |id: &i64| lengths.get(*id as usize).copied().map_or(0, u64::from);
                 bytes += batch.target_ids().iter().map(of).sum::<u64>();
             }

@@ -3,15 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, bail, ensure};
+use data::batch::Share;
 use model::{Precision, Trainable};
 use tch::{Kind, Tensor};
+use torch_ext::blockwise::BLOCK;
 use torch_ext::optim::{self, AdamWOptions, adamw_8bit, fused_adamw};
 
 use crate::settings;
+use crate::world::slices::slice;
 
 /// AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2) over named fp32 tensors.
 ///
-/// A parameter's learning rate is the settings' times its [`Trainable::rate`].
+/// A parameter's learning rate is the settings' times its [`Trainable::rate`]. What is given as a slice of a parameter is treated
+/// as that part of it.
 ///
 /// # Deviations
 /// 1. Weight decay acts on tensors of two or more dimensions only; biases and norm weights are not decayed.
@@ -34,6 +38,8 @@ struct Group {
 #[derive(Debug)]
 struct State {
     name: String,
+    /// Numbers in the whole parameter.
+    numel: i64,
     moments: Moments,
     /// Steps taken, an fp32 scalar.
     step: Tensor,
@@ -49,19 +55,20 @@ enum Moments {
 }
 
 /// As in bitsandbytes, smaller tensors keep their moments in fp32.
-const LEAST_8BIT: usize = 4096;
+const LEAST_8BIT: i64 = 4096;
 
 impl State {
     fn new(weight: &Trainable<'_>, bits: u32) -> Self {
         let (master, device) = (&weight.master, weight.master.device());
-        let eight = bits == 8 && master.numel() >= LEAST_8BIT && !weight.is_embedding();
+        let eight = bits == 8 && weight.numel() >= LEAST_8BIT && !weight.is_embedding();
         let moments = if eight {
             Moments::EightBit(optim::Moments::zeros(master.numel() as i64, device))
         } else {
             Moments::Full([master.zeros_like(), master.zeros_like()])
         };
         let step = Tensor::zeros([], (Kind::Float, device));
-        Self { name: weight.name.to_owned(), moments, step, taken: Some(0) }
+        let (name, numel) = (weight.name.to_owned(), weight.numel());
+        Self { name, numel, moments, step, taken: Some(0) }
     }
 
     /// The pieces by the first part of their key.
@@ -121,11 +128,15 @@ impl Group {
     }
 }
 
+fn lacks(key: &str) -> String {
+    format!("the optimiser state lacks `{key}`")
+}
+
 const OTHERS: &str = "the trainable parameters are not those the optimiser was made for";
 
 /// Whether weight decay acts on this parameter.
 fn decays(weight: &Trainable<'_>) -> bool {
-    weight.master.dim() >= 2
+    weight.shape.len() >= 2
 }
 
 impl AdamW {
@@ -192,6 +203,45 @@ impl AdamW {
         self.groups.iter().flat_map(Group::entries).collect()
     }
 
+    /// Puts back what one rank or many saved. `pieces` gives what the ranks have under a key, in their order: together the state
+    /// of the whole parameter. `share` is the part of each parameter that this optimiser was made for.
+    ///
+    /// # Errors
+    /// Those of `pieces`; as [`load_state`](Self::load_state).
+    pub(crate) fn load_pieces(
+        &mut self,
+        pieces: &dyn Fn(&str) -> anyhow::Result<Vec<Tensor>>,
+        share: Share,
+    ) -> anyhow::Result<()> {
+        let mut own = BTreeMap::new();
+        for state in self.groups.iter().flat_map(|group| &group.states) {
+            for (kind, piece) in state.pieces() {
+                let key = format!("{kind}.{}", state.name);
+                let found = pieces(&key)?;
+                let first = found.first().with_context(|| lacks(&key))?;
+                if kind == "step" {
+                    own.insert(key, first.shallow_clone());
+                    continue;
+                }
+                // Slices are whole blocks, so those of the scales follow one another as well.
+                let flat: Vec<Tensor> = found.iter().map(|piece| piece.reshape([-1])).collect();
+                let whole = Tensor::cat(&flat, 0);
+                let unit = if kind.ends_with("absmax") { BLOCK } else { 1 };
+                let range = slice(state.numel, share);
+                let (start, end) = (range.start / unit, (range.end + unit - 1) / unit);
+                let there = whole.size()[0];
+                ensure!(
+                    there == (state.numel + unit - 1) / unit,
+                    "the optimiser state's `{key}` has {there} numbers, the model's parameter {}",
+                    state.numel
+                );
+                let part = whole.narrow(0, start, end - start);
+                own.insert(key, part.view(piece.size().as_slice()));
+            }
+        }
+        self.load_state(&own)
+    }
+
     /// Puts back what [`Self::state`] gave.
     ///
     /// # Errors
@@ -199,8 +249,7 @@ impl AdamW {
     pub fn load_state(&mut self, saved: &BTreeMap<String, Tensor>) -> anyhow::Result<()> {
         let own = self.state();
         for (key, tensor) in &own {
-            let value =
-                saved.get(key).with_context(|| format!("the optimiser state lacks `{key}`"))?;
+            let value = saved.get(key).with_context(|| lacks(key))?;
             ensure!(
                 value.size() == tensor.size(),
                 "the optimiser state's `{key}` has shape {:?}, the model's {:?}",
@@ -299,7 +348,8 @@ mod tests {
             .into_iter()
             .map(|(name, shape)| {
                 let master = Tensor::ones(shape, (Kind::Float, tch::Device::Cpu));
-                Trainable { name, grad: master.full_like(2.0), master, rate: 1.0 }
+                let shape: &'static [i64] = if name == "bias" { &[1] } else { &[1, 1] };
+                Trainable { name, shape, grad: master.full_like(2.0), master, rate: 1.0 }
             })
             .collect()
     }
@@ -360,7 +410,8 @@ mod tests {
                 let numbers =
                     Tensor::arange(master.numel() as i64, (Kind::Float, tch::Device::Cpu));
                 let grad = (numbers * 0.37).sin().view(shape.as_slice());
-                Trainable { name, grad, master, rate: 1.0 }
+                let shape: &'static [i64] = if name == "a.bias" { &[80] } else { &[64, 80] };
+                Trainable { name, shape, grad, master, rate: 1.0 }
             })
             .collect()
     }

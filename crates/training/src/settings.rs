@@ -60,6 +60,10 @@ pub struct Train {
     /// Replaces the dropout probability of the residual branches, whatever `dropout` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub residual_dropout: Option<f64>,
+    /// With several processes: what they divide among them in place of each having all of it. 0: nothing; 1: the optimiser's state;
+    /// 2: the gradients as well (Rajbhandari et al. 2020, arXiv:1910.02054). Changes no result but by rounding.
+    #[serde(default)]
+    pub zero_stage: u8,
     /// Stop after this many steps in a row whose loss or gradient was not finite; each of them is skipped.
     #[serde(default = "max_skipped_steps")]
     pub max_skipped_steps: u64,
@@ -320,6 +324,9 @@ impl Train {
             "checkpointing_interval",
             "must be at least 1",
         );
+        let stage = self.zero_stage;
+        let range = format_args!("must be 0, 1 or 2, got {stage}").to_string();
+        problems.check(stage <= 2, "zero_stage", range);
         problems.check(self.max_skipped_steps > 0, "max_skipped_steps", "must be at least 1");
         problems.check(self.log_every_steps > 0, "log_every_steps", "must be at least 1");
         problems.extend("optimizer", self.optimizer.problems());

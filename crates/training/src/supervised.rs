@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use data::batch::{Batch, Batcher, Step};
+use data::batch::{Batch, Batcher, Share, Step};
 use data::dataset::{Cursor, Dataset, Order};
 use data::tokenizer::Tokenizer;
 use model::weights::write_tensors;
@@ -21,7 +21,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use stage::{Context, ErrorExt as _, Interrupted, Results};
 use tch::{Kind, Tensor};
-use torch_ext::autograd;
 
 use crate::checkpoint;
 use crate::evaluate::{BestBy, EvalResult, Validation, evaluate};
@@ -30,10 +29,10 @@ use crate::memory_use::{Before, MemoryUse};
 use crate::meter::Meter;
 use crate::optimizer::{AdamW, LossScale};
 use crate::settings::Train;
-use crate::update::{Applied, apply};
+use crate::update::{Applied, apply, clear_grads};
 use crate::world::{Reducer, World};
 
-const OPTIMIZER: &str = "optimizer.safetensors";
+const OPTIMIZER: &str = "optimizer";
 
 /// What the loop works from.
 #[derive(Debug, Clone)]
@@ -171,15 +170,17 @@ impl<'a, B: Batch> Run<'a, B> {
         let mut batches = Batcher::new(dataset, settings.batch_config()).shared(world.share());
         decoder
             .set_checkpointing(settings.activation_checkpointing, settings.checkpointing_interval);
-        let mut optimizer = AdamW::new(&decoder.params_mut().trainable(), &settings.optimizer);
-        decoder.params_mut().clear_grads()?;
+        let reducer = Reducer::new(world, decoder.params(), settings.zero_stage)?;
+        let mut optimizer =
+            AdamW::new(&reducer.trainable(decoder.params_mut()), &settings.optimizer);
+        clear_grads(decoder, &reducer)?;
         let mut state = State::default();
         let mut saved_at = None;
         if let Some(resumed) = checkpoint::resume::<State>(ctx, decoder.device())? {
             let path = &resumed.path;
             let weights = checkpoint::weights_of(path, decoder);
             checkpoint::load_weights(decoder, &[&weights]).hint(checkpoint::DAMAGED)?;
-            checkpoint::load_optimizer(&mut optimizer, &path.join(OPTIMIZER))
+            checkpoint::load_optimizer(&mut optimizer, path, OPTIMIZER, reducer.share())
                 .hint(checkpoint::DAMAGED)?;
             batches.seek(resumed.state.cursor)?;
             (state, saved_at) = (resumed.state, Some(resumed.step));
@@ -190,7 +191,7 @@ impl<'a, B: Batch> Run<'a, B> {
         ctx.metrics.start_progress(plan.total_steps, state.step);
         Ok(Self {
             meter: Meter::new(decoder.device()),
-            reducer: Reducer::new(world, decoder.params())?,
+            reducer,
             ctx,
             world,
             decoder,
@@ -230,8 +231,15 @@ impl<'a, B: Batch> Run<'a, B> {
             self.memory = Some(memory);
         }
         let factor = settings.schedule.factor(self.state.step, self.plan.total_steps);
-        let Applied { grad_norm, sums, finite } =
-            apply(self.decoder, &mut self.optimizer, factor, &mut loss_scale, &sums)?;
+        let Applied { grad_norm, sums, finite } = apply(
+            self.world,
+            &self.reducer,
+            self.decoder,
+            &mut self.optimizer,
+            factor,
+            &mut loss_scale,
+            &sums,
+        )?;
         let (loss, metrics) = (sums[0], &sums[1..]);
 
         let state = &mut self.state;
@@ -264,28 +272,22 @@ impl<'a, B: Batch> Run<'a, B> {
         loss_scale: f64,
     ) -> anyhow::Result<(Vec<&'static str>, Tensor)> {
         self.decoder.set_training(true);
-        let counts = if step.counts { 1.0 } else { 0.0 };
-        let share = counts * loss_scale / step.num_targets as f64;
+        let share = loss_scale / step.num_targets as f64;
         let mut names = Vec::new();
         let mut sums: Option<Tensor> = None;
         let last = step.micro_batches.len() - 1;
         for (index, batch) in step.micro_batches.iter().enumerate() {
             let part = (self.loss)(self.decoder, batch)?;
-            if index == last {
-                self.reducer.arm(self.decoder.params());
-            }
-            autograd::backward(&(&part.sum * share))?;
-            if index < last {
-                self.decoder.params_mut().gather_grads()?;
-            }
+            let counts = if index < step.num_counting { 1.0 } else { 0.0 };
+            let loss = &part.sum * (counts * share);
+            self.reducer.backward(self.decoder.params_mut(), &loss, index == last)?;
             let all = std::iter::once(&part.sum).chain(part.metrics.iter().map(|(_, sum)| sum));
             let all: Vec<Tensor> = all.map(|t| t.detach().to_kind(Kind::Double)).collect();
-            let all = Tensor::stack(&all, 0);
+            let all = Tensor::stack(&all, 0) * counts;
             sums = Some(sums.map_or_else(|| all.shallow_clone(), |before| before + &all));
             names = part.metrics.into_iter().map(|(name, _)| name).collect();
         }
-        self.reducer.finish(self.decoder.params_mut())?;
-        let sums = sums.context("a step without micro-batches")? * counts;
+        let sums = sums.context("a step without micro-batches")?;
         self.world.sum(&sums)?;
         Ok((names, sums))
     }
@@ -403,12 +405,18 @@ impl<'a, B: Batch> Run<'a, B> {
         let (decoder, optimizer) = (&*self.decoder, &self.optimizer);
         let step = self.state.step;
         let tokenizer = self.plan.tokenizer.as_deref();
+        let divided = self.reducer.divides();
         let write = |dir: &Path| {
             checkpoint::save_weights(decoder, dir)?;
             tokenizer.map_or(Ok(()), |tokenizer| tokenizer.save(dir))?;
-            Ok(write_tensors(&dir.join(OPTIMIZER), &optimizer.state())?)
+            if divided {
+                return Ok(());
+            }
+            let file = checkpoint::optimizer_file(OPTIMIZER, Share::default());
+            Ok(write_tensors(&dir.join(file), &optimizer.state())?)
         };
-        let path = checkpoint::save(self.ctx, decoder.device(), step, &self.state, write)?;
+        let parts: &[(&str, &AdamW)] = if divided { &[(OPTIMIZER, optimizer)] } else { &[] };
+        let path = checkpoint::save(self.ctx, self.world, step, &self.state, write, parts)?;
         tracing::debug!("saved {}", path.display());
         self.saved_at = Some(step);
         let settings = &self.plan.settings.checkpoint;

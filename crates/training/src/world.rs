@@ -9,6 +9,7 @@
 
 mod pulse;
 mod reduce;
+pub(crate) mod slices;
 #[cfg(test)]
 mod tests;
 
@@ -216,6 +217,39 @@ impl World {
         Ok(Pending { work: Some(work), staged })
     }
 
+    /// Begins to put the sum of all ranks' `all`, `[ranks, n]`, into their `own`, `[n]`: each rank's row. Neither is to be touched
+    /// until [`finish`](Self::finish).
+    ///
+    /// # Errors
+    /// As [`sum`](Self::sum).
+    pub(crate) fn begin_sum_of_own(&self, own: &Tensor, all: &Tensor) -> anyhow::Result<Pending> {
+        let Some(together) = &self.together else {
+            tch::no_grad(|| own.shallow_clone().copy_(&all.get(0)));
+            return Ok(Pending { work: None, staged: None });
+        };
+        let staged = (own.device() != Device::Cpu)
+            .then(|| (own.shallow_clone(), own.to_device(Device::Cpu)));
+        let on_cpu = staged.as_ref().map_or(own, |(_, copy)| copy);
+        let all = all.to_device(Device::Cpu).view(-1);
+        together.begun.fetch_add(1, Ordering::Relaxed);
+        let begun = together.group.reduce_scatter(on_cpu, &all);
+        let work = begun.map_err(|error| together.failed(error, self.share.rank))?;
+        Ok(Pending { work: Some(work), staged })
+    }
+
+    /// Puts every rank's `own`, `[n]`, into its row of `all`, `[ranks, n]`, in every rank.
+    ///
+    /// # Errors
+    /// As [`sum`](Self::sum).
+    pub(crate) fn all_gather(&self, all: &Tensor, own: &Tensor) -> anyhow::Result<()> {
+        let gathered = match &self.together {
+            Some(together) => self.gather_rows(together, &own.to_device(Device::Cpu))?,
+            None => own.shallow_clone(),
+        };
+        tch::no_grad(|| all.shallow_clone().copy_(&gathered.view_as(all)));
+        Ok(())
+    }
+
     /// Waits for a sum.
     ///
     /// # Errors
@@ -239,12 +273,12 @@ impl World {
         let Some(together) = &self.together else { return Ok(vec![own]) };
         let bytes = serde_json::to_vec(&own)?;
         let size = self.share.size;
-        let lengths = self.all_gather(together, &Tensor::from_slice(&[bytes.len() as i64]))?;
+        let lengths = self.gather_rows(together, &Tensor::from_slice(&[bytes.len() as i64]))?;
         let lengths: Vec<i64> = Vec::try_from(lengths)?;
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let padded = Tensor::zeros([longest], (Kind::Uint8, Device::Cpu));
         padded.narrow(0, 0, bytes.len() as i64).copy_(&Tensor::from_slice(&bytes));
-        let all = self.all_gather(together, &padded)?.view([size as i64, longest]);
+        let all = self.gather_rows(together, &padded)?.view([size as i64, longest]);
         let part = |(rank, length): (usize, &i64)| {
             let part = all.get(rank as i64).narrow(0, 0, *length).contiguous();
             Ok(serde_json::from_slice(&Vec::<u8>::try_from(part)?)?)
@@ -252,7 +286,7 @@ impl World {
         lengths.iter().enumerate().map(part).collect()
     }
 
-    fn all_gather(&self, together: &Together, own: &Tensor) -> anyhow::Result<Tensor> {
+    fn gather_rows(&self, together: &Together, own: &Tensor) -> anyhow::Result<Tensor> {
         let size = self.share.size as i64 * own.numel() as i64;
         let all = Tensor::zeros([size], (own.kind(), Device::Cpu));
         together.begun.fetch_add(1, Ordering::Relaxed);

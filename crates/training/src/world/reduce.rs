@@ -1,24 +1,33 @@
-//! Gradients summed over the ranks, while the backward pass still makes others.
+//! Gradients summed over the ranks, while the backward pass still makes others; and state divided among the ranks.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use model::{Leaf, Params};
+use data::batch::Share;
+use model::{Leaf, Params, Trainable};
 use tch::{Device, Kind, Tensor, no_grad};
-use torch_ext::autograd::{GradHook, on_grad, take_grad};
+use torch_ext::autograd::{self, GradHook, on_grad, take_grad};
 
+use super::slices::{Slot, slice, slice_len, table};
 use super::{Pending, World};
 
 /// The most bytes of gradients that are summed in one go, but for a larger leaf. Smaller ones begin earlier, larger ones cost less.
-const BUCKET_BYTES: usize = 4 << 20;
+const BUCKET_BYTES: i64 = 4 << 20;
 
-/// Sums a model's gradients over all ranks of a [`World`].
+/// Sums a model's gradients over all ranks of a [`World`], and says which part of the parameters this rank updates.
 ///
 /// Gradients are taken together in buckets, from the model's last parameters to its first: the order in which backward is
-/// done with them. In a backward pass for which this is [armed](Self::arm), a bucket's sum begins when its last gradient is
-/// there.
+/// done with them. A bucket's sum begins when its last gradient is there.
 ///
-/// Paper: Li et al. 2020, "`PyTorch` Distributed", arXiv:2006.15704, sections 3.2.2 and 3.2.3.
+/// From ZeRO's stage 1 on each rank updates a slice of every parameter, and [`publish`](Self::publish) brings the slices
+/// together; at stage 2 it gets only that slice's gradient as well, after every micro-batch.
+///
+/// Papers: Li et al. 2020, "`PyTorch` Distributed", arXiv:2006.15704, sections 3.2.2 and 3.2.3; Rajbhandari et al. 2020, "`ZeRO`",
+/// arXiv:1910.02054, section 5.
+///
+/// # Deviations
+/// 1. fp32 masters stay whole in every rank at both stages: in fp32 they are what the model computes with.
+/// 2. Slices are of each parameter and whole blocks of 256, not of one long row of all.
 pub struct Reducer {
     state: Arc<Mutex<State>>,
     _hooks: Vec<GradHook>,
@@ -26,6 +35,7 @@ pub struct Reducer {
 
 struct State {
     world: World,
+    zero_stage: u8,
     device: Device,
     leaves: Vec<Leaf>,
     buckets: Vec<Bucket>,
@@ -39,9 +49,14 @@ struct State {
 /// Leaves whose gradients are summed in one go.
 struct Bucket {
     leaves: Range<usize>,
+    /// The parameters of each leaf, and the columns of all.
+    slots: Vec<Vec<Slot>>,
+    columns: i64,
     missing: usize,
-    /// fp32 sums, one leaf after another, and the operation.
+    /// fp32 sums and the operation that makes them: of all leaves one after another, or from stage 2 on of this rank's slices.
     under_way: Option<(Tensor, Pending)>,
+    /// From stage 2 on: this rank's slices, `[columns]`, summed over micro-batches.
+    own: Option<Tensor>,
 }
 
 impl Reducer {
@@ -49,25 +64,28 @@ impl Reducer {
     ///
     /// # Errors
     /// libtorch's.
-    pub fn new(world: &World, params: &Params) -> anyhow::Result<Self> {
+    pub fn new(world: &World, params: &Params, zero_stage: u8) -> anyhow::Result<Self> {
         let leaves = params.leaves();
-        let bytes: Vec<usize> = leaves.iter().map(|leaf| leaf.compute.numel() * 4).collect();
-        let ranges = buckets(&bytes);
+        let bytes: Vec<i64> = leaves.iter().map(|leaf| leaf.compute.numel() as i64 * 4).collect();
+        let ranges = ranges(&bytes);
         let mut bucket_of = vec![0; leaves.len()];
         for (bucket, range) in ranges.iter().enumerate() {
             bucket_of[range.clone()].fill(bucket);
         }
-        let bucket = |leaves| Bucket { leaves, missing: 0, under_way: None };
         let handles: Vec<Tensor> = leaves.iter().map(|leaf| leaf.compute.shallow_clone()).collect();
-        let state = Arc::new(Mutex::new(State {
+        let mut state = State {
             world: world.clone(),
+            zero_stage: if world.is_shared() { zero_stage } else { 0 },
             device: params.device(),
-            leaves: Vec::new(),
-            buckets: ranges.into_iter().map(bucket).collect(),
+            leaves,
+            buckets: Vec::new(),
             bucket_of,
             armed: false,
             next: 0,
-        }));
+        };
+        state.buckets = ranges.into_iter().map(|range| state.bucket(range)).collect();
+        state.leaves.clear();
+        let state = Arc::new(Mutex::new(state));
         let mut hooks = Vec::new();
         for (index, leaf) in handles.iter().enumerate().filter(|_| world.is_shared()) {
             let state = Arc::clone(&state);
@@ -76,40 +94,123 @@ impl Reducer {
         Ok(Self { state, _hooks: hooks })
     }
 
-    /// Before the backward pass of a step's last micro-batch: its gradients, and those gathered before, are summed as they come.
-    pub fn arm(&self, params: &Params) {
-        let mut state = lock(&self.state);
-        if state.world.is_shared() {
-            state.prepare(params);
-            state.armed = true;
-        }
+    /// Back-propagates from a micro-batch's loss; after the `last` of a step every rank has the sum of all gradients.
+    ///
+    /// # Errors
+    /// A closure's or libtorch's; a rank is gone, or does not take part in time.
+    pub fn backward(&self, params: &mut Params, loss: &Tensor, last: bool) -> anyhow::Result<()> {
+        let sums = {
+            let mut state = lock(&self.state);
+            let sums = state.world.is_shared() && (last || state.zero_stage > 1);
+            if sums {
+                state.prepare(params);
+                state.armed = true;
+            }
+            sums
+        };
+        autograd::backward(loss)?;
+        if sums { self.finish(params) } else { Ok(params.gather_grads()?) }
     }
 
-    /// Waits for the sums, beginning those that have not begun, and puts them into `params` as their gradients. A process on
-    /// its own gathers its gradients.
+    /// Sums gradients that have been gathered.
     ///
     /// # Errors
     /// A rank is gone, or does not take part in time.
-    pub fn finish(&self, params: &mut Params) -> anyhow::Result<()> {
+    pub fn sum_gathered(&self, params: &mut Params) -> anyhow::Result<()> {
         let mut state = lock(&self.state);
         if !state.world.is_shared() {
-            return Ok(params.gather_grads()?);
+            return Ok(());
         }
-        if !state.armed {
-            state.prepare(params);
-        }
+        state.prepare(params);
+        drop(state);
+        self.finish(params)
+    }
+
+    /// Waits for the sums, beginning those that have not begun.
+    fn finish(&self, params: &mut Params) -> anyhow::Result<()> {
+        let mut state = lock(&self.state);
         state.armed = false;
         while state.next < state.buckets.len() {
             state.begin_next()?;
         }
         let grads = state.take()?;
         drop(state);
-        Ok(params.put_grads(grads)?)
+        grads.map_or(Ok(()), |grads| Ok(params.put_grads(grads)?))
+    }
+
+    /// What this rank updates: all that trains, or its slices.
+    pub fn trainable<'a>(&self, params: &'a mut Params) -> Vec<Trainable<'a>> {
+        let state = lock(&self.state);
+        match state.zero_stage {
+            0 => params.trainable(),
+            1 => {
+                let share = state.world.share();
+                let sliced = |weight: Trainable<'a>| {
+                    let range = slice(weight.numel(), share);
+                    let of =
+                        |t: &Tensor| t.view(-1).narrow(0, range.start, range.end - range.start);
+                    let (master, grad) = (of(&weight.master), of(&weight.grad));
+                    Trainable { master, grad, ..weight }
+                };
+                let all = params.trainable().into_iter().map(sliced);
+                all.filter(|weight| weight.master.numel() > 0).collect()
+            }
+            _ => state.own_slices(params),
+        }
+    }
+
+    /// The part of each parameter that this rank updates.
+    pub fn share(&self) -> Share {
+        let state = lock(&self.state);
+        if state.zero_stage > 0 { state.world.share() } else { Share::default() }
+    }
+
+    /// Whether each rank updates a part only.
+    pub fn divides(&self) -> bool {
+        lock(&self.state).zero_stage > 0
+    }
+
+    /// After the update: brings the ranks' slices of the masters together.
+    ///
+    /// # Errors
+    /// A rank is gone, or does not take part in time.
+    pub fn publish(&self, params: &Params) -> anyhow::Result<()> {
+        let mut state = lock(&self.state);
+        if state.zero_stage == 0 {
+            return Ok(());
+        }
+        let masters = params.masters();
+        let flat = |slot: &Slot| masters[slot.param].master.view(-1);
+        let share = state.world.share();
+        for bucket in &state.buckets {
+            let all = table(share.size, bucket.columns, state.device);
+            let own = all.get(share.rank as i64).copy();
+            for slot in bucket.slots.iter().flatten() {
+                let range = slice(slot.numel, share);
+                let part = flat(slot).narrow(0, range.start, range.end - range.start);
+                no_grad(|| slot.own(&own, share).copy_(&part));
+            }
+            state.world.all_gather(&all, &own)?;
+            for slot in bucket.slots.iter().flatten() {
+                no_grad(|| slot.read(&all, &flat(slot)));
+            }
+        }
+        for bucket in &mut state.buckets {
+            bucket.own = None;
+        }
+        Ok(())
+    }
+
+    /// Forgets the gradients there are.
+    pub fn clear(&self) {
+        for bucket in &mut lock(&self.state).buckets {
+            bucket.own = None;
+        }
     }
 }
 
 /// Cuts leaves of so many bytes into ranges of at most [`BUCKET_BYTES`], but at least one leaf, from the last to the first.
-fn buckets(bytes: &[usize]) -> Vec<Range<usize>> {
+fn ranges(bytes: &[i64]) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     let (mut end, mut sum) = (bytes.len(), 0);
     for (index, own) in bytes.iter().enumerate().rev() {
@@ -128,6 +229,22 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl State {
+    fn bucket(&self, leaves: Range<usize>) -> Bucket {
+        let mut param = self.leaves[..leaves.start].iter().map(|leaf| leaf.parts.len()).sum();
+        let (mut slots, mut columns) = (Vec::new(), 0);
+        for leaf in &self.leaves[leaves.clone()] {
+            let mut of_leaf = Vec::new();
+            for part in &leaf.parts {
+                let numel = part.end - part.start;
+                let width = slice_len(numel, self.world.share().size);
+                of_leaf.push(Slot { param, numel, column: columns, width });
+                (param, columns) = (param + 1, columns + width);
+            }
+            slots.push(of_leaf);
+        }
+        Bucket { leaves, slots, columns, missing: 0, under_way: None, own: None }
+    }
+
     fn prepare(&mut self, params: &Params) {
         self.leaves = params.leaves();
         self.next = 0;
@@ -152,33 +269,74 @@ impl State {
 
     /// Begins the next bucket's sum with the gradients there are.
     fn begin_next(&mut self) -> anyhow::Result<()> {
-        let bucket = &mut self.buckets[self.next];
+        let _guard = autograd::GradMode::set(false);
+        let index = self.next;
+        self.next += 1;
+        if self.zero_stage > 1 {
+            // At most two buckets are whole at a time.
+            if let Some(before) = index.checked_sub(2) {
+                self.settle(before)?;
+            }
+            return self.begin_slices(index);
+        }
+        let bucket = &mut self.buckets[index];
         let leaves = &self.leaves[bucket.leaves.clone()];
-        let count: usize = leaves.iter().map(|leaf| leaf.compute.numel()).sum();
-        let sums = Tensor::zeros([count as i64], (Kind::Float, self.device));
+        let count: i64 = leaves.iter().map(|leaf| leaf.compute.numel() as i64).sum();
+        let sums = Tensor::zeros([count], (Kind::Float, self.device));
         let mut start = 0;
-        for Leaf { compute, gathered } in leaves {
+        for Leaf { compute, gathered, .. } in leaves {
             let numel = compute.numel() as i64;
             let mut own = sums.narrow(0, start, numel).view(compute.size().as_slice());
             start += numel;
-            no_grad(|| -> anyhow::Result<()> {
-                if let Some(grad) = take_grad(compute)? {
-                    own.copy_(&grad);
-                }
-                if let Some(gathered) = gathered {
-                    let _ = own.g_add_(gathered);
-                }
-                Ok(())
-            })?;
+            if let Some(grad) = take_grad(compute)? {
+                own.copy_(&grad);
+            }
+            if let Some(gathered) = gathered {
+                let _ = own.g_add_(gathered);
+            }
         }
         let pending = self.world.begin_sum(&sums)?;
         bucket.under_way = Some((sums, pending));
-        self.next += 1;
         Ok(())
     }
 
-    /// The sums, one for each leaf.
-    fn take(&mut self) -> anyhow::Result<Vec<Tensor>> {
+    /// Begins the sum of every rank's slices of a bucket.
+    fn begin_slices(&mut self, index: usize) -> anyhow::Result<()> {
+        let bucket = &mut self.buckets[index];
+        let all = table(self.world.share().size, bucket.columns, self.device);
+        for (leaf, slots) in self.leaves[bucket.leaves.clone()].iter().zip(&bucket.slots) {
+            let Some(grad) = take_grad(&leaf.compute)? else { continue };
+            let grad = grad.to_kind(Kind::Float).view(-1);
+            for (slot, part) in slots.iter().zip(&leaf.parts) {
+                slot.write(&all, &grad.narrow(0, part.start, slot.numel));
+            }
+        }
+        let own = Tensor::zeros([bucket.columns], (Kind::Float, self.device));
+        let pending = self.world.begin_sum_of_own(&own, &all)?;
+        bucket.under_way = Some((own, pending));
+        Ok(())
+    }
+
+    /// Waits for a bucket's slices and adds them to those of earlier micro-batches.
+    fn settle(&mut self, index: usize) -> anyhow::Result<()> {
+        let bucket = &mut self.buckets[index];
+        let Some((mut sums, pending)) = bucket.under_way.take() else { return Ok(()) };
+        self.world.finish(pending)?;
+        if let Some(before) = &bucket.own {
+            let _ = sums.g_add_(before);
+        }
+        bucket.own = Some(sums);
+        Ok(())
+    }
+
+    /// Waits for all sums; those of whole leaves come back, one for each.
+    fn take(&mut self) -> anyhow::Result<Option<Vec<Tensor>>> {
+        let _guard = autograd::GradMode::set(false);
+        if self.zero_stage > 1 {
+            (0..self.buckets.len()).try_for_each(|index| self.settle(index))?;
+            self.leaves.clear();
+            return Ok(None);
+        }
         let mut grads = Vec::with_capacity(self.leaves.len());
         // Buckets go from the last leaves to the first.
         for bucket in &mut self.buckets {
@@ -193,7 +351,32 @@ impl State {
         }
         grads.reverse();
         self.leaves.clear();
-        Ok(grads)
+        Ok(Some(grads))
+    }
+
+    /// This rank's slices of the masters with their gradients; zeros before the first sum.
+    fn own_slices<'a>(&self, params: &'a Params) -> Vec<Trainable<'a>> {
+        let share = self.world.share();
+        let mut slots: Vec<(&Slot, Tensor)> = Vec::new();
+        for bucket in &self.buckets {
+            let zeros = || Tensor::zeros([bucket.columns], (Kind::Float, self.device));
+            let own = bucket.own.as_ref().map_or_else(zeros, Tensor::shallow_clone);
+            slots.extend(bucket.slots.iter().flatten().map(|slot| (slot, slot.own(&own, share))));
+        }
+        slots.sort_by_key(|(slot, _)| slot.param);
+        let weight = |(master, (slot, grad)): (model::Master<'a>, (&Slot, Tensor))| {
+            let range = slice(slot.numel, share);
+            let own = master.master.view(-1).narrow(0, range.start, range.end - range.start);
+            Trainable {
+                name: master.name,
+                shape: master.shape,
+                master: own,
+                grad,
+                rate: master.rate,
+            }
+        };
+        let all = params.masters().into_iter().zip(slots).map(weight);
+        all.filter(|weight| weight.master.numel() > 0).collect()
     }
 }
 
@@ -204,10 +387,10 @@ mod tests {
     #[test]
     fn buckets_go_from_the_last_leaf_to_the_first_and_are_not_too_large() {
         let quarter = BUCKET_BYTES / 4;
-        assert!(buckets(&[]).is_empty());
-        assert_eq!(buckets(&[4]), [0..1]);
-        assert_eq!(buckets(&[quarter; 9]), [5..9, 1..5, 0..1]);
+        assert!(ranges(&[]).is_empty());
+        assert_eq!(ranges(&[4]), [0..1]);
+        assert_eq!(ranges(&[quarter; 9]), [5..9, 1..5, 0..1]);
         // A leaf larger than a bucket is alone.
-        assert_eq!(buckets(&[quarter, 9 * BUCKET_BYTES, quarter, quarter]), [2..4, 1..2, 0..1]);
+        assert_eq!(ranges(&[quarter, 9 * BUCKET_BYTES, quarter, quarter]), [2..4, 1..2, 0..1]);
     }
 }

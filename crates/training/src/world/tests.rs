@@ -4,9 +4,11 @@ use std::thread;
 
 use model::{Decoder, LoadOptions, ModelConfig, Precision};
 use tch::no_grad;
-use torch_ext::autograd;
 
 use super::*;
+use crate::optimizer::{AdamW, LossScale};
+use crate::update::{apply, clear_grads};
+use crate::{checkpoint, settings};
 
 fn layout(rank: usize, size: usize, port: u16, seconds: u64) -> Layout {
     let master = ("127.0.0.1".to_owned(), port);
@@ -76,12 +78,15 @@ fn tiny(precision: Precision, seed: u64) -> Decoder {
     Decoder::init(&ModelConfig::from_json(&config.unwrap()).unwrap(), seed, &options).unwrap()
 }
 
-/// Adds the gradient of a loss that is different for every number.
-fn backward(decoder: &Decoder, number: f64) {
+/// A loss whose gradient is `2 number` times the weights.
+fn loss(decoder: &Decoder, number: f64) -> Tensor {
     let leaves = decoder.params().leaves();
     let sum = |leaf: &model::Leaf| (&leaf.compute * &leaf.compute * number).sum(Kind::Float);
-    let loss = leaves.iter().map(sum).reduce(|a, b| a + b).unwrap();
-    autograd::backward(&loss).unwrap();
+    leaves.iter().map(sum).reduce(|a, b| a + b).unwrap()
+}
+
+fn numbers(tensor: &Tensor) -> Vec<f32> {
+    Vec::try_from(tensor.contiguous().view(-1).to_kind(Kind::Float)).unwrap()
 }
 
 #[test]
@@ -89,33 +94,29 @@ fn gradients_of_all_micro_batches_and_ranks_are_summed() {
     for precision in [Precision::Fp32, Precision::Bf16] {
         let results = in_ranks(2, move |world| {
             let mut decoder = tiny(precision, 1);
-            let reducer = Reducer::new(world, decoder.params()).unwrap();
+            let reducer = Reducer::new(world, decoder.params(), 0).unwrap();
             let rank = world.share().rank as f64;
             let mut steps = Vec::new();
-            // Armed, with two micro-batches; then without.
-            for armed in [true, false] {
-                backward(&decoder, 1.0 + rank);
-                decoder.params_mut().gather_grads().unwrap();
-                if armed {
-                    reducer.arm(decoder.params());
+            // While backward runs, then after it.
+            for early in [true, false] {
+                let first = loss(&decoder, 1.0 + rank);
+                reducer.backward(decoder.params_mut(), &first, false).unwrap();
+                let second = loss(&decoder, 10.0);
+                reducer.backward(decoder.params_mut(), &second, early).unwrap();
+                if !early {
+                    reducer.sum_gathered(decoder.params_mut()).unwrap();
                 }
-                backward(&decoder, 10.0);
-                if !armed {
-                    decoder.params_mut().gather_grads().unwrap();
-                }
-                reducer.finish(decoder.params_mut()).unwrap();
                 let trainable = decoder.params_mut().trainable();
-                // The derivative of n x² is 2 n x: 2 (1 + 10 + 2 + 10) x.
+                // 2 (1 + 10 + 2 + 10) times the weight.
                 let error = |weight: &model::Trainable<'_>| {
                     let wanted = &weight.master * 46.0;
                     let error = no_grad(|| (&weight.grad - &wanted).abs().max());
                     f64::try_from(error / wanted.abs().max().clamp_min(1e-3)).unwrap()
                 };
-                let grads: Vec<Vec<f32>> = trainable
-                    .iter()
-                    .map(|weight| Vec::try_from(weight.grad.contiguous().view(-1)).unwrap())
-                    .collect();
+                let grads: Vec<Vec<f32>> =
+                    trainable.iter().map(|weight| numbers(&weight.grad)).collect();
                 steps.push((trainable.iter().map(error).fold(0.0, f64::max), grads));
+                drop(trainable);
                 decoder.params_mut().clear_grads().unwrap();
             }
             steps
@@ -126,6 +127,117 @@ fn gradients_of_all_micro_batches_and_ranks_are_summed() {
             assert_eq!(first.1, second.1, "every rank has the same bits");
         }
     }
+}
+
+fn settings(bits: u32) -> settings::Optimizer {
+    let text = format!(
+        "learning_rate = 0.05\nweight_decay = 0.1\nmax_grad_norm = 0.5\noptim_bits = {bits}"
+    );
+    toml::from_str(&text).unwrap()
+}
+
+/// Three steps of two micro-batches; the masters, and the bytes of the optimiser's state.
+fn three_steps(
+    world: &World,
+    zero_stage: u8,
+    bits: u32,
+    precision: Precision,
+) -> (Vec<Vec<f32>>, usize) {
+    let mut decoder = tiny(precision, 1);
+    let reducer = Reducer::new(world, decoder.params(), zero_stage).unwrap();
+    let mut optimizer = AdamW::new(&reducer.trainable(decoder.params_mut()), &settings(bits));
+    clear_grads(&mut decoder, &reducer).unwrap();
+    let size = world.share().size as f64;
+    for step in 0..3 {
+        for (last, number) in [(false, 1.0 + f64::from(step)), (true, 3.0)] {
+            let own = loss(&decoder, number / size);
+            reducer.backward(decoder.params_mut(), &own, last).unwrap();
+        }
+        let mut scale = LossScale::new(precision);
+        let sums = Tensor::from_slice(&[1.0]);
+        let applied =
+            apply(world, &reducer, &mut decoder, &mut optimizer, 1.0, &mut scale, &sums).unwrap();
+        assert!(applied.finite && applied.grad_norm > 0.5);
+    }
+    let masters = decoder.params().iter().map(|(_, master)| numbers(&master)).collect();
+    (masters, optimizer.bytes())
+}
+
+#[test]
+fn dividing_the_state_changes_no_result_but_by_rounding() {
+    for (bits, precision, bound) in
+        [(32, Precision::Fp32, 2e-6), (8, Precision::Fp32, 2e-6), (32, Precision::Bf16, 2e-3)]
+    {
+        let (alone, whole) = three_steps(&World::alone(Device::Cpu), 0, bits, precision);
+        for zero_stage in [0, 1, 2] {
+            let ranks = in_ranks(2, move |world| three_steps(world, zero_stage, bits, precision));
+            assert_eq!(ranks[0].0, ranks[1].0, "every rank has the same bits");
+            let pairs = alone.iter().flatten().zip(ranks[0].0.iter().flatten());
+            let error = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(error < bound, "stage {zero_stage}, {bits} bits, {precision:?}: {error}");
+            let bytes: usize = ranks.iter().map(|rank| rank.1).sum();
+            if zero_stage == 0 {
+                assert_eq!(bytes, 2 * whole);
+            } else {
+                // But for a step counter of each slice.
+                assert!(bytes.abs_diff(whole) < whole / 20, "{bytes} of {whole}");
+                assert!(ranks[0].1 < whole * 3 / 4, "{} of {whole}", ranks[0].1);
+            }
+        }
+    }
+}
+
+#[test]
+fn state_saved_by_two_ranks_is_taken_up_by_any_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().to_owned();
+    in_ranks(2, move |world| {
+        let mut decoder = tiny(Precision::Fp32, 1);
+        let reducer = Reducer::new(world, decoder.params(), 1).unwrap();
+        let optimizer = AdamW::new(&reducer.trainable(decoder.params_mut()), &settings(32));
+        // Each number is its place in the parameter.
+        for (key, piece) in optimizer.state() {
+            let name = key.split_once('.').unwrap().1;
+            let masters = decoder.params().masters();
+            let numel = masters.iter().find(|master| master.name == name).unwrap();
+            let numel = numel.shape.iter().product::<i64>();
+            let first =
+                if piece.numel() == 1 { 7 } else { slices::slice(numel, world.share()).start };
+            let own =
+                Tensor::arange(piece.numel() as i64, (Kind::Float, Device::Cpu)) + first as f64;
+            no_grad(|| piece.shallow_clone().copy_(&own.view(piece.size().as_slice())));
+        }
+        let file = place.join(checkpoint::optimizer_file("optimizer", world.share()));
+        model::weights::write_tensors(&file, &optimizer.state()).unwrap();
+    });
+    let place = dir.path().to_owned();
+    for size in [1, 2, 3] {
+        let place = place.clone();
+        in_ranks(size, move |world| {
+            let mut decoder = tiny(Precision::Fp32, 1);
+            let reducer = Reducer::new(world, decoder.params(), 1).unwrap();
+            let share = reducer.share();
+            let mut optimizer = AdamW::new(&reducer.trainable(decoder.params_mut()), &settings(32));
+            checkpoint::load_optimizer(&mut optimizer, &place, "optimizer", share).unwrap();
+            let masters = decoder.params().masters();
+            for (key, piece) in optimizer.state() {
+                let name = key.split_once('.').unwrap().1;
+                let master = masters.iter().find(|master| master.name == name).unwrap();
+                let numel = master.shape.iter().product::<i64>();
+                let first = if piece.numel() == 1 { 7 } else { slices::slice(numel, share).start };
+                let values = numbers(&piece);
+                let expected = (0..values.len()).map(|at| (at as i64 + first) as f32);
+                assert!(values.iter().copied().eq(expected), "{key} of {size}");
+            }
+        });
+    }
+    fs_err::remove_file(place.join("optimizer-00002-of-00002.safetensors")).unwrap();
+    let mut decoder = tiny(Precision::Fp32, 1);
+    let mut optimizer = AdamW::new(&decoder.params_mut().trainable(), &settings(32));
+    let share = Share::default();
+    let error = checkpoint::load_optimizer(&mut optimizer, &place, "optimizer", share).unwrap_err();
+    let expected = "optimizer-00002-of-00002.safetensors: there is no such file";
+    assert!(error.to_string().ends_with(expected), "{error}");
 }
 
 #[test]
