@@ -87,7 +87,8 @@ fn dividing_the_state_has_the_same_curve_and_its_checkpoints_serve_any_number() 
         stage("sft", dir).args(["--out", run]).args(sets(&SFT_PLAIN)).args(["--set", more])
     };
     command("one", "train.zero_stage=0").succeed().unwrap();
-    for (run, zero_stage) in [("stage-1", "train.zero_stage=1"), ("stage-2", "train.zero_stage=2")] {
+    for (run, zero_stage) in [("stage-1", "train.zero_stage=1"), ("stage-2", "train.zero_stage=2")]
+    {
         let mut ranks = command(run, zero_stage).start_ranks(2).unwrap();
         let place = dir.join(run);
         assert!(ranks[0].wait_until(|| checkpoints(&place) > 0).unwrap());
