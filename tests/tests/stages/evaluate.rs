@@ -89,9 +89,9 @@ fn numbers_are_those_of_the_stages_themselves() {
     let own = &results(&FINISHED.join("peft"))["evaluation"]["things"]["after"];
     let names = [
         ("accuracy", "accuracy", 1.0),
-        ("rouge1", "rouge_1", 1.0),
-        ("rouge2", "rouge_2", 1.0),
-        ("rougeL", "rouge_l", 1.0),
+        ("rouge1", "rouge1", 1.0),
+        ("rouge2", "rouge2", 1.0),
+        ("rougeL", "rougeL", 1.0),
         ("exact_match", "exact_match", 1.0),
         ("f1", "f1", 1.0),
         ("chrf", "chrf", 100.0),

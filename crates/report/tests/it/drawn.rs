@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use crate::browser::{Page, View};
-use crate::fixture::{Spec, Yard, data};
+use crate::fixture::{Yard, data};
 
 const WIDE: View = View { width: 1280, dark: false };
 
@@ -204,16 +204,7 @@ fn words_explain_themselves_to_pointer_and_keyboard() {
 
 #[test]
 fn a_lone_unfinished_run_makes_a_page() {
-    let yard = Yard::new();
-    yard.run(&Spec {
-        pipeline: "p",
-        name: "pretrain",
-        stage: "pretrain",
-        reads: &[],
-        steps: 10,
-        finished: false,
-        learning_rate: 0.1,
-    });
+    let yard = Yard::unfinished();
     let mut page = Page::open(&yard.page("p = [\"runs/p\"]"), WIDE);
     assert_eq!(page.complaints(), [""; 0]);
     assert!(text(&mut page, "#stages").contains("unfinished"));

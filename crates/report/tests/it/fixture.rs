@@ -53,6 +53,21 @@ impl Yard {
         yard
     }
 
+    /// With one run that has not finished, `p/pretrain`.
+    pub(crate) fn unfinished() -> Self {
+        let yard = Self::new();
+        yard.run(&Spec {
+            pipeline: "p",
+            name: "pretrain",
+            stage: "pretrain",
+            reads: &[],
+            steps: 10,
+            finished: false,
+            learning_rate: 0.25,
+        });
+        yard
+    }
+
     /// data-prep, pretrain, sft, ppo (perhaps unfinished), peft and evaluate.
     pub(crate) fn pipeline(&self, pipeline: &str, learning_rate: f64, finished: bool) {
         let one = |name, stage, reads, steps, finished| {
