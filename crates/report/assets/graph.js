@@ -87,8 +87,7 @@ function drawGraph(runs, across) {
       .append("title").text(`${edge.w} reads of ${edge.v}: ${[...new Set(roles)].join(", ")}`);
   }
   graph.nodes().forEach((name) => drawNode(svg, graph.node(name)));
-  const start = graph.node(runs[0].id);
-  return { svg: svg.node(), start };
+  return { svg: svg.node(), start: graph.node(runs[0].id).x - left };
 }
 
 function readLine(input) {
@@ -188,7 +187,7 @@ function drawStages() {
       was = across;
       const { svg, start } = drawGraph(runs, across);
       place.replaceChildren(svg);
-      place.scrollLeft = across ? 0 : start.x - place.clientWidth / 2;
+      place.scrollLeft = across ? 0 : start - place.clientWidth / 2;
     };
     draw();
     window.addEventListener("resize", draw);

@@ -139,6 +139,49 @@ fn shown(dir: &Path, pipeline: &str, runs: u64, tests: &[(&str, usize)]) {
     let results = &report["results"];
     assert_eq!((&results["runs"], &results["evaluations"]), (&runs.into(), &1.into()), "{report}");
     assert_eq!(results["unfinished_runs"], 0);
+    let page = dir.join("runs").join(pipeline).join("report/report.html");
+    assert_eq!(unexplained(&page), [""; 0], "numbers on {} without a sentence", page.display());
+}
+
+/// The numbers on a report's page whose meaning is not on it: of those that are logged, reported and measured.
+fn unexplained(page: &Path) -> Vec<String> {
+    let html = fs_err::read_to_string(page).unwrap();
+    let data = html.split_once("id=\"data\">").unwrap().1.split_once("</script>").unwrap().0;
+    let data: Value = serde_json::from_str(data).unwrap();
+    let list = |value: &Value| value.as_array().unwrap().clone();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let mut known: Vec<String> =
+        list(&data["metrics"]).iter().map(|own| text(&own["name"])).collect();
+    known.extend(list(&data["glossary"]).iter().map(|own| text(&own["word"])));
+    let mut names = Vec::new();
+    for run in list(&data["runs"]) {
+        names.extend(list(&run["series"]).iter().map(|own| text(&own["metric"])));
+        // What data-prep counts of its sets, and what evaluate found, stand in tables of their own.
+        let own = list(&run["results"]).into_iter().filter(|own| own[1].is_number());
+        let keys = own.map(|own| text(&own[0])).filter(|key| !key.starts_with("datasets."));
+        let evaluates = run["family"] == "evaluation";
+        names.extend(keys.filter(|key| !evaluates || key.matches('.').count() < 2));
+    }
+    for evaluated in list(&data["evaluations"]) {
+        let numbers = list(&evaluated["results"]["measurements"]);
+        names.extend(numbers.iter().map(|own| text(&own["metric"])));
+    }
+    names.retain(|name| {
+        // As `namesOf` in the page's terms.js.
+        let short = name.strip_prefix("eval_before.").or_else(|| name.strip_prefix("eval."));
+        let ways = [
+            Some(name.clone()),
+            name.split('/').next().map(str::to_owned),
+            name.strip_prefix("eval_").map(str::to_owned),
+            short.map(|short| format!("eval/{short}")),
+            name.split('.').next_back().map(str::to_owned),
+            name.split('.').next().map(str::to_owned),
+        ];
+        !ways.into_iter().flatten().any(|way| known.contains(&way))
+    });
+    names.sort();
+    names.dedup();
+    names
 }
 
 const MODEL: [&str; 3] = ["model/config.json", "model/model.safetensors", "model/tokenizer.json"];
@@ -324,6 +367,7 @@ fn quickstart_and_what_goes_on_from_it() {
     let dir = shop.path();
     let ran = run(dir, "quickstart", |_| true);
     assert_eq!(ran.len(), 12);
+    assert_eq!(unexplained(&dir.join("runs/quickstart/report/report.html")), [""; 0]);
     left(dir, "quickstart/ppo", &MODEL);
     left(dir, "quickstart/cai-train", &MODEL);
     let ran = run(dir, "rlaif", |_| true);

@@ -192,13 +192,24 @@ fn words_explain_themselves_to_pointer_and_keyboard() {
     page.point_at("#stage-table .term", [0.0, 0.0]);
     page.wait_for("!document.getElementById('note').hidden");
     assert!(text(&mut page, "#note").contains("How many numbers the model consists of."));
-    page.eval("document.querySelector('#results .term').focus()");
+    page.eval("document.querySelector('#results thead .term').focus()");
     page.key("Enter");
     page.wait_for("document.getElementById('note').textContent.startsWith('The share of answers')");
     assert_eq!(page.eval("document.activeElement.getAttribute('aria-describedby')"), "note");
     page.key("Escape");
     assert_eq!(page.eval("document.getElementById('note').hidden"), true);
     assert!(text(&mut page, "#words").contains("what the model is given"));
+    // What kind of test it is, and what a reported number is of.
+    assert_eq!(text(&mut page, "#results .test p .term"), "generation");
+    assert!(text(&mut page, "#numbers").contains("The model answers, always by its first choice"));
+    let reported =
+        "[...document.querySelectorAll('#run-quick-peft .pairs div')].map(d => d.textContent)";
+    let reported = page.eval(reported).to_string().replace('\u{202f}', " ");
+    for line in
+        ["ROUGE-L, clinic, after25.0 %", "chrF, clinic, after31.5 %", "Held-out KL, before2.500"]
+    {
+        assert!(reported.contains(line), "{line} is not in {reported}");
+    }
     assert!(text(&mut page, "#numbers").contains("The share of answers that are right by rule."));
 }
 
