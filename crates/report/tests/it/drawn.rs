@@ -210,7 +210,10 @@ fn words_explain_themselves_to_pointer_and_keyboard() {
     {
         assert!(reported.contains(line), "{line} is not in {reported}");
     }
-    assert!(text(&mut page, "#numbers").contains("The share of answers that are right by rule."));
+    assert!(
+        text(&mut page, "#numbers")
+            .contains("The share of answers that are right by rule; of a choice,")
+    );
 }
 
 #[test]
