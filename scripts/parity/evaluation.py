@@ -41,6 +41,9 @@ QUESTIONS: list[dict[str, Any]] = [
     },
     {"ctx": "할머니가 부엌에서", "endings": ["국을 끓이셨다.", "주무셨다", "plums", "12,345번 웃으셨다."], "label": "3"},
     {"query": "", "choices": ["Her hat", "보라는"], "gold": 0},
+    # Longer than the context, so that its beginning is left out: of each choice another part.
+    {"query": "Minsu found a blue stone, a red leaf and " * 6 + "then", "choices": ["he slept.", "a fish sang to the old moon"], "gold": 0},
+    {"query": "고양이가 마당에서 놀고 강아지는 공원에서 달리고 " * 12 + "나는", "choices": ["잤다", "노래를 불렀다."], "gold": 1},
 ]
 
 
@@ -118,10 +121,12 @@ def choices(model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
         sums = []
         for option in options:
             context, continuation = encode_pair(tokenizer, query, f" {option}")
-            assert continuation and len(context) + len(continuation) <= POSITIONS, (query, option)
+            assert context and 0 < len(continuation) <= POSITIONS, (query, option)
+            # As `_loglikelihood_tokens`: what is too long is cut from the left, and the last token is not read.
+            read = (context + continuation)[-(POSITIONS + 1) :][:-1]
             with torch.no_grad():
-                logits = model(torch.tensor([context + continuation])).logits[0].double()
-            logprobs = logits.log_softmax(-1)[len(context) - 1 : -1]
+                logits = model(torch.tensor([read])).logits[0].double()
+            logprobs = logits.log_softmax(-1)[-len(continuation) :]
             sums.append(float(logprobs.gather(1, torch.tensor(continuation)[:, None]).sum()))
         norm = [total / len(option.encode()) for total, option in zip(sums, options)]
         right += max(range(len(sums)), key=sums.__getitem__) == gold

@@ -27,6 +27,13 @@ pub fn sample_columns() -> [Column; 7] {
     ]
 }
 
+/// Of `all` items, at most `most` that are evenly spread: whether the one at `place` is among them.
+#[must_use]
+pub fn is_spread(place: usize, all: usize, most: usize) -> bool {
+    let (all, most) = (all.max(1), most.min(all));
+    (place + 1) * most / all > place * most / all
+}
+
 /// Everything one run of `evaluate` measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
@@ -107,7 +114,7 @@ pub struct Measurement {
     pub model: String,
     /// [`Test::name`].
     pub test: String,
-    /// The metric's name: `accuracy`, `rouge_l`, `bits_per_byte`, ...
+    /// The metric's name: `accuracy`, `rougeL`, `bits_per_byte`, ...
     pub metric: String,
     /// What `value` counts.
     pub unit: Unit,
@@ -196,6 +203,22 @@ mod tests {
             }],
             differences: Vec::new(),
         }
+    }
+
+    #[test]
+    fn what_is_taken_is_spread_evenly() {
+        let taken = |all, most| -> Vec<usize> {
+            (0..all).filter(|place| is_spread(*place, all, most)).collect()
+        };
+        assert_eq!(taken(4, 9), [0, 1, 2, 3]);
+        assert_eq!(taken(6, 3), [1, 3, 5]);
+        assert_eq!(taken(7, 2), [3, 6]);
+        assert_eq!(taken(7, 3), [2, 4, 6]);
+        assert_eq!(taken(3, 0), [0_usize; 0]);
+        for (all, most) in [(100, 7), (600, 300), (13, 12), (1000, 77)] {
+            assert_eq!(taken(all, most).len(), most);
+        }
+        assert!(taken(0, 3).is_empty());
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub struct Input {
 }
 
 /// The record of one finished run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`FORMAT_VERSION`] of the build that wrote it.
     pub format_version: u64,

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
-use data::format::{Example, FormatError, Mapped, Mapper, Message, Preference, Prompt, Unfit};
+use data::format::{Example, FormatError, Mapped, Mapper, Message, Preference, Prompt};
 use data::records::{Origin, Record, RecordError};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
@@ -174,7 +174,7 @@ impl Examiner<'_> {
         };
         let examples = match self.mapper.map(&record) {
             Ok(Ok(examples)) => examples,
-            Ok(Err(unfit)) => return Outcome::Drop(reason(unfit)),
+            Ok(Err(unfit)) => return Outcome::Drop(unfit.reason()),
             Err(error) if skip && of_record(&error) => return Outcome::Drop("unusable fields"),
             Err(error) => return Outcome::Fail(error.into()),
         };
@@ -248,14 +248,6 @@ fn unreadable(error: &RecordError) -> &'static str {
 pub(crate) const EMPTY_RESPONSE: &str = "a response is empty";
 /// A pair that prefers nothing.
 pub(crate) const EQUAL_RESPONSES: &str = "both responses are the same";
-
-fn reason(unfit: Unfit) -> &'static str {
-    match unfit {
-        Unfit::Parted => "the conversations differ before their last answers",
-        Unfit::Unanswered => "a conversation does not end with the assistant's turn",
-        Unfit::Unranked => "no two responses of different rank",
-    }
-}
 
 fn of_record(error: &FormatError) -> bool {
     matches!(

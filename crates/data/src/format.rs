@@ -176,6 +176,18 @@ pub enum Unfit {
     Unranked,
 }
 
+impl Unfit {
+    /// The reason in words.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Parted => "the conversations differ before their last answers",
+            Self::Unanswered => "a conversation does not end with the assistant's turn",
+            Self::Unranked => "no two responses of different rank",
+        }
+    }
+}
+
 /// An example with what a rule-based checker needs, where the record carries it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mapped {

@@ -2,16 +2,18 @@
 
 use std::path::PathBuf;
 
+use artifact::evaluation::is_spread;
 use artifact::prompts::{self, PromptRow};
 use data::checker::Checker;
 use data::constitution::Language;
 use data::format::Message;
-use model::Decoder;
 use model::generate::{Request, Sampling};
-use stage::{Context, Problems, Progress};
+use stage::Problems;
 use training::prompts::{checker_of, messages_of};
-use training::respond::{Responder, Response, Stop, sample_seed};
+use training::respond::{Responder, Stop, sample_seed};
 
+use crate::exam::Sitting;
+use crate::outcome::Outcome;
 use crate::subject::Subject;
 
 /// One prompt.
@@ -34,10 +36,9 @@ impl Asked {
     }
 }
 
-/// Which `most` of `all` things to take, evenly spread: whether the one at `place` is among them.
+/// Of `all` items, at most `most` where it is given, evenly spread: whether the one at `place` is among them.
 pub(crate) fn is_taken(place: usize, all: usize, most: Option<usize>) -> bool {
-    let most = most.unwrap_or(all).min(all);
-    (place + 1) * most / all.max(1) > place * most / all.max(1)
+    is_spread(place, all, most.unwrap_or(all))
 }
 
 /// Reads the prompts of all files and takes at most `most`, evenly spread.
@@ -71,8 +72,9 @@ pub(crate) fn plan(
     takers: &[&Subject],
     problems: &mut Problems,
 ) -> Option<Vec<Asked>> {
+    let has_most = check_most(key, most, problems);
     let key = format!("{key}.prompts");
-    if !problems.check(!files.is_empty(), &key, "names no file") {
+    if !problems.check(!files.is_empty(), &key, "names no file") || !has_most {
         return None;
     }
     let all = problems.take(&key, read(files, most))?;
@@ -98,6 +100,11 @@ pub(crate) fn plan(
     Some(all)
 }
 
+/// Notes a `max_items` of 0; `key` names the test's table.
+pub(crate) fn check_most(key: &str, most: Option<usize>, problems: &mut Problems) -> bool {
+    problems.check(most != Some(0), &format!("{key}.max_items"), "must be at least 1")
+}
+
 /// How answers are generated.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Manner {
@@ -108,8 +115,7 @@ pub(crate) struct Manner {
 }
 
 impl Manner {
-    /// Notes what is out of range; `key` names the test's table.
-    pub(crate) fn check(self, key: &str, problems: &mut Problems) {
+    fn check(self, key: &str, problems: &mut Problems) {
         let most = format!("{key}.max_new_tokens");
         problems.check(self.max_new_tokens > 0, &most, "must be at least 1");
         let sampling = Sampling { temperature: self.temperature, ..Sampling::default() };
@@ -117,48 +123,49 @@ impl Manner {
     }
 }
 
-/// Answers all prompts, in their order. What is sampled depends on the seed and a prompt's place alone.
-///
-/// # Errors
-/// libtorch's; a signal.
-pub(crate) fn answer(
-    ctx: &Context,
-    subject: &Subject,
-    decoder: &Decoder,
-    asked: &[Asked],
+/// The prompts of a test that generates, and how they are answered.
+#[derive(Debug)]
+pub(crate) struct Prompts {
+    files: Vec<PathBuf>,
+    pub(crate) asked: Vec<Asked>,
     manner: Manner,
-    progress: &Progress,
-) -> anyhow::Result<Vec<Response>> {
-    let mut responder =
-        Responder::new(decoder, &subject.tokenizer, Stop::default(), manner.batch_rows)?;
-    let request = |(place, asked): (usize, &Asked)| {
-        let seed = sample_seed(ctx.seed, place as u64);
-        let sampling = Sampling { temperature: manner.temperature, seed, ..Sampling::default() };
-        let ids = subject.prompt_ids(asked)?;
-        Ok(Request { ids, max_new_tokens: manner.max_new_tokens, sampling })
-    };
-    let requests: Vec<Request> =
-        asked.iter().enumerate().map(request).collect::<anyhow::Result<_>>()?;
-    responder.answer_all(ctx, &requests, progress)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl Prompts {
+    /// As [`plan`]; notes what is out of range in `manner`, too.
+    pub(crate) fn plan(
+        key: &str,
+        (files, most): (Vec<PathBuf>, Option<usize>),
+        manner: Manner,
+        takers: &[&Subject],
+        problems: &mut Problems,
+    ) -> Option<Self> {
+        manner.check(key, problems);
+        let asked = plan(key, &files, most, takers, problems)?;
+        Some(Self { files, asked, manner })
+    }
 
-    #[test]
-    fn what_is_taken_is_spread_evenly() {
-        let taken = |all: usize, most: Option<usize>| -> Vec<usize> {
-            (0..all).filter(|place| is_taken(*place, all, most)).collect()
+    /// The files.
+    pub(crate) fn inputs(&self) -> Vec<PathBuf> {
+        self.files.clone()
+    }
+
+    /// Answers all prompts, in their order. What is sampled depends on the seed and a prompt's place alone.
+    ///
+    /// # Errors
+    /// libtorch's; a signal.
+    pub(crate) fn answer(&self, sitting: &Sitting<'_>) -> anyhow::Result<Outcome> {
+        let Sitting { ctx, subject, decoder, progress, .. } = *sitting;
+        let Manner { max_new_tokens, temperature, batch_rows } = self.manner;
+        let mut responder =
+            Responder::new(decoder, &subject.tokenizer, Stop::default(), batch_rows)?;
+        let request = |(place, asked): (usize, &Asked)| {
+            let seed = sample_seed(ctx.seed, place as u64);
+            let sampling = Sampling { temperature, seed, ..Sampling::default() };
+            anyhow::Ok(Request { ids: subject.prompt_ids(asked)?, max_new_tokens, sampling })
         };
-        assert_eq!(taken(4, None), [0, 1, 2, 3]);
-        assert_eq!(taken(4, Some(9)), [0, 1, 2, 3]);
-        assert_eq!(taken(6, Some(3)), [1, 3, 5]);
-        assert_eq!(taken(7, Some(2)), [3, 6]);
-        assert_eq!(taken(3, Some(0)), [0_usize; 0]);
-        for (all, most) in [(100, 7), (600, 300), (13, 12)] {
-            assert_eq!(taken(all, Some(most)).len(), most);
-        }
-        assert!(taken(0, Some(3)).is_empty());
+        let requests = self.asked.iter().enumerate().map(request);
+        let requests = requests.collect::<anyhow::Result<Vec<Request>>>()?;
+        Ok(Outcome::of_responses(&responder.answer_all(ctx, &requests, progress)?))
     }
 }

@@ -8,8 +8,9 @@ mod preference;
 mod safety;
 mod score;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use artifact::digest::Digest;
 use artifact::evaluation::Test;
 use model::Decoder;
 use stage::{Context, Problems, Progress};
@@ -37,6 +38,17 @@ pub(crate) enum Work {
     Safety(Box<safety::Work>),
     Score(Box<score::Work>),
     Divergence(divergence::Work),
+}
+
+/// A model that takes a test.
+#[derive(Clone, Copy)]
+pub(crate) struct Sitting<'a> {
+    pub(crate) ctx: &'a Context,
+    pub(crate) subject: &'a Subject,
+    pub(crate) decoder: &'a Decoder,
+    /// The most tokens in one forward pass, where nothing is generated.
+    pub(crate) batch_tokens: usize,
+    pub(crate) progress: &'a Progress,
 }
 
 /// The names of the tables, of which a test has one.
@@ -144,10 +156,10 @@ impl Exam {
     /// The prompts that are answered in it, where there are some.
     fn asked(&self) -> Option<&[Asked]> {
         match &self.work {
-            Work::Generation(work) => Some(&work.asked),
-            Work::Safety(work) => Some(&work.asked),
-            Work::Score(work) => Some(&work.asked),
-            Work::Divergence(work) => Some(&work.asked),
+            Work::Generation(work) => Some(&work.prompts.asked),
+            Work::Safety(work) => Some(&work.prompts.asked),
+            Work::Score(work) => Some(&work.prompts.asked),
+            Work::Divergence(work) => Some(&work.prompts.asked),
             Work::Perplexity(_) | Work::Choice(_) | Work::Preference(_) => None,
         }
     }
@@ -182,16 +194,16 @@ impl Exam {
         batch_tokens: usize,
     ) -> anyhow::Result<Outcome> {
         let label = format!("{} {}", subject.name, self.name);
-        let progress = Progress::new(&label, Some(self.items() as u64));
-        let both = (batch_tokens, &progress);
+        let progress = &Progress::new(&label, Some(self.items() as u64));
+        let sitting = Sitting { ctx, subject, decoder, batch_tokens, progress };
         let outcome = match &self.work {
-            Work::Perplexity(work) => work.run(ctx, subject, decoder, batch_tokens, &progress),
-            Work::Generation(work) => work.run(ctx, subject, decoder, &progress),
-            Work::Choice(work) => work.run(ctx, subject, decoder, both),
-            Work::Preference(work) => work.run(ctx, subject, decoder, both),
-            Work::Safety(work) => work.run(ctx, subject, decoder, &progress),
-            Work::Score(work) => work.run(ctx, subject, decoder, &progress),
-            Work::Divergence(work) => work.run(ctx, subject, decoder, both),
+            Work::Perplexity(work) => work.run(&sitting),
+            Work::Generation(work) => work.run(&sitting),
+            Work::Choice(work) => work.run(&sitting),
+            Work::Preference(work) => work.run(&sitting),
+            Work::Safety(work) => work.run(&sitting),
+            Work::Score(work) => work.run(&sitting),
+            Work::Divergence(work) => work.run(&sitting),
         };
         progress.finish();
         outcome
@@ -209,6 +221,34 @@ impl Exam {
             Work::Divergence(_) => divergence::Work::metrics(),
         }
     }
+}
+
+/// Notes where not one of the two lists of a table is given: for each its name, whether it is empty, and what it lists.
+fn check_either(key: &str, lists: [(&str, bool, &str); 2], problems: &mut Problems) -> bool {
+    let [(one, no_one, what), (other, no_other, others)] = lists;
+    let needs = format_args!("needs `{one}` ({what}) or `{other}` ({others}), and not both");
+    problems.check(no_one != no_other, key, needs)
+}
+
+/// Notes a file of token ids that are not those of a model that takes the test.
+fn check_tokenizer(
+    key: &str,
+    (file, made_with): (&Path, &Digest),
+    takers: &[&Subject],
+    problems: &mut Problems,
+) -> bool {
+    let other = takers.iter().find(|subject| subject.tokenizer.digest() != *made_with);
+    if let Some(subject) = other {
+        problems.push(
+            key,
+            format_args!(
+                "{}: made with another tokenizer than that of `{}`; give `sources`, or the models that take the test with `models`",
+                file.display(),
+                subject.name
+            ),
+        );
+    }
+    other.is_none()
 }
 
 /// The models that take a test: those it names, or all that can.

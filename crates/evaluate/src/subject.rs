@@ -24,6 +24,8 @@ pub(crate) struct Subject {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) template: Option<ChatTemplate>,
     pub(crate) parameters: u64,
+    /// The key by which it gets another tokenizer, where there is one.
+    tokenizer_key: Option<String>,
 }
 
 impl Subject {
@@ -38,8 +40,9 @@ impl Subject {
         let place = problems.take(&path, Place::find(&table.path, table.adapter.as_deref()))?;
         let config = problems.take(&path, place.config())?;
         let parameters = problems.take(&path, place.num_parameters())?;
+        let tokenizer_key = format!("{key}.tokenizer");
         let (own, at) = match &table.tokenizer {
-            Some(own) => (format!("{key}.tokenizer"), own.as_path()),
+            Some(own) => (tokenizer_key.clone(), own.as_path()),
             None => (path, place.tokenizer_dir()),
         };
         let mut tokenizer = problems.take(&own, Tokenizer::load(at))?;
@@ -59,7 +62,8 @@ impl Subject {
         let end = template.as_ref().and_then(ChatTemplate::end_of_turn).map(str::to_owned);
         tokenizer.set_stop_ids(&tokenizer.stop_ids(end.as_deref()));
         let (name, table) = (name.to_owned(), table.clone());
-        Some(Self { name, table, place, config, tokenizer, template, parameters })
+        let tokenizer_key = Some(tokenizer_key);
+        Some(Self { name, table, place, config, tokenizer, template, parameters, tokenizer_key })
     }
 
     /// A reward model that judges, and is not measured itself.
@@ -68,12 +72,13 @@ impl Subject {
             ModelTable { path, adapter: None, tokenizer: None, parent: None, quantization: None };
         // Its table has no `path` of its own: the key is the path.
         let mut own = Problems::new();
-        let found = Self::find("", "judge", &table, &mut own);
+        let name = table.path.display().to_string();
+        let found = Self::find("", &name, &table, &mut own);
         if found.is_none() {
             let what = own.to_string();
             problems.push(key, what.trim_start_matches("- ").trim_start_matches(".path: "));
         }
-        let found = found?;
+        let found = Self { tokenizer_key: None, ..found? };
         let scores = found.config.head == Head::Score;
         let shown = found.table.path.display();
         let what = format_args!("{shown}: {}", model::Error::NoScore).to_string();
@@ -107,8 +112,13 @@ impl Subject {
     /// No chat template; the template's.
     pub(crate) fn chat_ids(&self, messages: &[Message]) -> anyhow::Result<Vec<i64>> {
         let Some(template) = &self.template else {
+            let advice = self.tokenizer_key.as_ref();
+            let advice = advice.map_or_else(
+                || "; name a model whose own has".to_owned(),
+                |key| format!("; name one that has with {key}"),
+            );
             anyhow::bail!(
-                "the tokenizer of `{0}` has no chat template, so no conversation can be held with it; name one that has with models.{0}.tokenizer",
+                "the tokenizer of `{}` has no chat template, so no conversation can be held with it{advice}",
                 self.name
             );
         };

@@ -7,12 +7,13 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use data::tokenizer::Tokenizer;
-use model::peft::{AdapterFiles, QuantType, Quantization};
+use model::peft::{QuantType, Quantization};
 use model::{Decoder, LoadOptions, Loading, Precision};
 use stage::ErrorExt as _;
-use training::peft::{base_digest, check_base};
+use tch::Device;
+use training::peft::{base_digest, load_frozen};
 
-use crate::merge::{adapted, check_output, probe};
+use crate::merge::{check_output, probe};
 
 /// What a model's linear layers are written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -70,8 +71,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             let dir =
                 dir.with_context(|| format!("{}: no adapter here", adapter.display())).usage()?;
             check_output(&args.output, &dir, "adapter_config.json")?;
-            check_base(&AdapterFiles::open(&dir).usage()?, &base)?;
-            let decoder = adapted(&base, &dir).usage()?;
+            let decoder = load_frozen(&base, &dir, Device::Cpu, Precision::Fp32).usage()?;
             let name = base.display().to_string();
             decoder.save_adapter(&args.output, &name, Some(&base_digest(&base)?))?;
             copy_tokenizer(&dir, &args.output)?;

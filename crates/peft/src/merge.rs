@@ -12,7 +12,7 @@ use model::peft::AdapterFiles;
 use model::{Decoder, LoadOptions, Loading, Precision};
 use stage::{ErrorExt as _, UsageError};
 use tch::{Device, Tensor};
-use training::peft::{check_base, load_frozen};
+use training::peft::check_base;
 
 /// What is done with an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,9 +163,4 @@ pub(crate) fn probe(decoder: &Decoder) -> anyhow::Result<Tensor> {
         }
     })?;
     Ok(out.to_kind(tch::Kind::Float).to_device(Device::Cpu))
-}
-
-/// A model with an adapter, as it is used: for `info`.
-pub(crate) fn adapted(base: &Path, adapter: &Path) -> anyhow::Result<Decoder> {
-    load_frozen(base, adapter, Device::Cpu, Precision::Fp32)
 }

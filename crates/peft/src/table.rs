@@ -163,8 +163,6 @@ fn weights_in(dir: &Path) -> anyhow::Result<u64> {
 mod tests {
     use super::*;
 
-    use std::collections::BTreeMap;
-
     use artifact::FORMAT_VERSION;
     use serde_json::json;
 
@@ -179,18 +177,8 @@ mod tests {
         let manifest = Manifest {
             format_version: FORMAT_VERSION,
             stage: "peft".to_owned(),
-            inputs: Vec::new(),
-            outputs: BTreeMap::new(),
-            config: json!({}),
-            seed: 0,
-            versions: BTreeMap::new(),
-            device: "cpu".to_owned(),
-            started_at: String::new(),
-            finished_at: String::new(),
-            wall_seconds: 0.0,
-            tokenizer: None,
-            chat_template: None,
             results: results.as_object().unwrap().clone(),
+            ..Manifest::default()
         };
         manifest.write(&run).unwrap();
     }

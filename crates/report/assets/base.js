@@ -62,6 +62,7 @@ function plain(value) {
   if (Number.isInteger(value) && Math.abs(value) < 1e6) return signed(value.toLocaleString("en").replaceAll(",", "\u202f"));
   const size = Math.abs(value);
   if (size >= 1e6 || (size > 0 && size < 1e-3)) return signed(value.toExponential(2).replace("e+", "e"));
+  if (size >= 1e4) return plain(Math.round(value));
   return signed(value.toFixed(size >= 100 ? 1 : size >= 10 ? 2 : size >= 1 ? 3 : 4));
 }
 

@@ -18,20 +18,27 @@ function seriesOf(run, metric) {
   return run.series.find((series) => series.metric === metric && series.points.length);
 }
 
+/** In what a metric of a run is counted: a reward model's loss is over pairs. */
+function unitIn(run, metric) {
+  const unit = meaningOf(metric)?.unit ?? "";
+  return run.family === "feedback" ? unit.replace("per token", "per pair") : unit;
+}
+
 /** The curves of one run in one family, as points with their names. */
 function curvesOf(run, family) {
+  const unit = (metric) => family.unit ?? unitIn(run, metric);
   const label = (metric) => (several ? `${titleOf(metric)}, ${run.pipeline}` : titleOf(metric));
   const found = [];
   for (const metric of family.metrics ?? []) {
     const series = seriesOf(run, metric);
-    if (series) found.push({ metric, label: label(metric), held: HELD_OUT.test(metric), series, points: series.points.map(([x, y]) => ({ x, y })) });
+    if (series) found.push({ metric, unit: unit(metric), label: label(metric), held: HELD_OUT.test(metric), series, points: series.points.map(([x, y]) => ({ x, y })) });
   }
   for (const [across, up] of family.against ?? []) {
     const [xs, ys] = [seriesOf(run, across), seriesOf(run, up)];
     if (!xs || !ys) continue;
     const by = new Map(xs.points);
     const points = ys.points.filter(([step]) => by.has(step)).map(([step, y]) => ({ x: by.get(step), y, step }));
-    if (points.length) found.push({ metric: up, label: label(up), held: HELD_OUT.test(up), series: ys, points });
+    if (points.length) found.push({ metric: up, unit: unit(up), label: label(up), held: HELD_OUT.test(up), series: ys, points });
   }
   return found;
 }
@@ -46,7 +53,7 @@ function groups() {
 }
 
 function curveTip(curve, point, family) {
-  const unit = meaningOf(curve.metric)?.unit || family.unit;
+  const { unit } = curve;
   const words = unit && !["share", "count", "bytes", "seconds"].includes(unit) ? ` ${unit}` : "";
   const at = family.against ? `KL ${plain(point.x)} nats\nstep ${plain(point.step)}` : `step ${plain(point.x)}`;
   return `${curve.label}\n${at}\n${inUnit(point.y, unit)}${words}`;
@@ -60,7 +67,7 @@ function tick(value) {
 }
 
 function yAxis(curves, family) {
-  const unit = family.unit ?? meaningOf(curves[0].metric)?.unit ?? "";
+  const { unit } = curves[0];
   const format = unit === "share" ? (v) => `${Math.round(v * 1000) / 10}%`
     : unit === "bytes" ? (v) => bytes(v) : (v) => tick(v);
   const words = { share: "per cent", bytes: "bytes", count: "", seconds: "seconds" }[unit] ?? unit;
@@ -130,7 +137,7 @@ function pointTable(curves, family) {
   details.addEventListener("toggle", () => {
     if (!details.open || details.childElementCount > 1) return;
     for (const curve of curves) {
-      const unit = meaningOf(curve.metric)?.unit;
+      const { unit } = curve;
       const heads = [family.against ? "KL" : "Step", { number: true, content: curve.label }];
       const rows = curve.points.map((point) => el("tr", {}, el("th", { scope: "row" }, plain(point.x)),
         el("td", { class: "number", title: whole(point.y) }, inUnit(point.y, unit))));
@@ -175,7 +182,7 @@ function drawCurves() {
   const other = menu("Other", [["", "\u2013"], ...names.map((name) => [name, titleOf(name)])], "", (name) => {
     if (!name) return;
     for (const radio of body.querySelectorAll("input[name=family]")) radio.checked = false;
-    family = { name: titleOf(name), metrics: [name], unit: meaningOf(name)?.unit };
+    family = { name: titleOf(name), metrics: [name] };
     draw();
   });
   body.append(el("fieldset", { class: "choices" }, el("legend", {}, "Show"), radios, names.length ? other : null), place);

@@ -87,8 +87,7 @@ function drawGraph(runs, across) {
       .append("title").text(`${edge.w} reads of ${edge.v}: ${[...new Set(roles)].join(", ")}`);
   }
   graph.nodes().forEach((name) => drawNode(svg, graph.node(name)));
-  const start = graph.node(runs[0].id);
-  return { svg: svg.node(), start };
+  return { svg: svg.node(), start: graph.node(runs[0].id).x - left };
 }
 
 function readLine(input) {
@@ -152,13 +151,26 @@ function stageDetails(run) {
       run.inputs.length ? el("div", {}, el("h4", {}, "Read"), el("ul", {}, run.inputs.map(readLine))) : null,
       run.outputs.length ? el("div", {}, el("h4", {}, "Wrote"), el("ul", {}, run.outputs.map(wroteLine))) : null,
       results.length ? el("div", {}, el("h4", {}, "Reported"), el("dl", { class: "pairs" }, results.map(([key, value]) =>
-        el("div", {}, el("dt", {}, term(key, meanings.has(key) ? titleOf(key) : key)), el("dd", {}, reported(key, value)))))) : null),
+        el("div", {}, el("dt", {}, term(key, reportedName(key))), el("dd", {}, reported(key, value)))))) : null),
     setTable(run));
 }
 
+/** A reported number's title, with what it is of: `evaluation.clinic.after.f1` is that of clinic, after training. */
+function reportedName(key) {
+  const metric = meaningOf(key);
+  if (!metric || meanings.has(key)) return metric?.title ?? key;
+  const parts = key.replace("eval_before", "before").split(".");
+  parts.splice(parts[0] === metric.name ? 0 : -1, 1);
+  const of = parts.filter((part) => !["evaluation", "eval", "objective"].includes(part)).map((part) => part.replaceAll("_", " "));
+  return [metric.title, ...of].join(", ");
+}
+
 function reported(key, value) {
-  const unit = key.startsWith("memory.") ? "bytes" : key.startsWith("accuracy_by_") ? "share" : meaningOf(key)?.unit;
-  return typeof value === "number" && unit ? el("span", { title: whole(value) }, inUnit(value, unit)) : shown(value);
+  if (typeof value !== "number") return shown(value);
+  const unit = meaningOf(key)?.unit;
+  // finetune and peft have chrF from 0 to 100, as sacrebleu has it.
+  const shared = /(^|\.)chrf$/.test(key) ? value / 100 : value;
+  return unit ? el("span", { title: whole(value) }, inUnit(shared, unit)) : shown(value);
 }
 
 function drawStages() {
@@ -175,7 +187,7 @@ function drawStages() {
       was = across;
       const { svg, start } = drawGraph(runs, across);
       place.replaceChildren(svg);
-      place.scrollLeft = across ? 0 : start.x - place.clientWidth / 2;
+      place.scrollLeft = across ? 0 : start - place.clientWidth / 2;
     };
     draw();
     window.addEventListener("resize", draw);

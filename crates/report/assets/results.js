@@ -1,6 +1,15 @@
 "use strict";
 // What evaluate measured: values, intervals and differences; and what post-training and fine-tuning took and gave.
 
+const KINDS = {
+  perplexity: "Text is read, and each token counts as it surprises the model.",
+  generation: "The model answers, always by its first choice, and the answers are compared by rule or with the right ones.",
+  choice: "Of several answers the one counts as chosen that the model finds the most probable.",
+  preference: "A reward model scores two answers, of which one is known to be better.",
+  safety: "The model answers unsafe requests and harmless ones that look alike; rules tell harm and refusals.",
+  score: "The model answers, and a reward model scores the answers.",
+  divergence: "The model answers by chance, as it would, and the probabilities of its answers are compared with another model's.",
+};
 const UNITS = { share: "share", "nats-per-token": "nats per token", "bits-per-byte": "bits per byte", perplexity: "", nats: "nats", score: "", tokens: "tokens" };
 
 /** A difference in its unit: of shares in percentage points. */
@@ -97,12 +106,15 @@ function liftChart(name, places, metric, width) {
   const unit = changeUnit(rows[0].found.unit);
   const range = (row) => (row.found.interval ? `\n95 %: ${change(row.found.interval[0], row.found.unit)} to ${change(row.found.interval[1], row.found.unit)}` : "");
   const tip = (row) => `${row.label}\n${change(row.found.value, row.found.unit)} ${unit}${range(row)}`;
+  const ends = [0, ...rows.flatMap((row) => [row.value, row.low, row.high])];
+  // Where nothing changed there is no stretch to draw on, and Plot would draw an interval over all of it.
+  const domain = ends.every((end) => end === 0) ? [-1, 1] : undefined;
   const left = Math.min(width * 0.45, 30 + 6.6 * Math.max(...rows.map((row) => row.label.length)));
   const figure = Plot.plot({
     width, height: 62 + rows.length * 24, marginLeft: left, marginRight: 18, marginTop: 10, marginBottom: 40,
     style: { background: "none", color: "inherit", fontFamily: "inherit", fontSize: "12px", overflow: "visible" },
     ariaLabel: `Change in ${metricTitle(metric)} of ${name}`,
-    x: { label: `change${unit ? ` (${unit === "pp" ? "percentage points" : unit})` : ""} \u2192`, grid: true, nice: true, ticks: Math.max(3, Math.floor((width - left) / 70)), tickFormat: (v) => signed(String(v)) },
+    x: { label: `change${unit ? ` (${unit === "pp" ? "percentage points" : unit})` : ""} \u2192`, domain, grid: true, nice: true, ticks: Math.max(3, Math.floor((width - left) / 70)), tickFormat: (v) => signed(String(v)) },
     y: { label: null, domain: rows.map((row) => row.label), tickFormat: (label) => (label.length * 6.6 > left ? `${label.slice(0, Math.floor(left / 6.8))}\u2026` : label) },
     color: { type: "identity" },
     marks: [
@@ -116,6 +128,13 @@ function liftChart(name, places, metric, width) {
   return el("figure", { class: "chart lift" }, el("figcaption", {}, `${metricTitle(metric)}: change from the parent`), figure);
 }
 
+/** What kind of test it is, in a word that explains itself. */
+function kindOf({ kind }) {
+  if (!KINDS[kind]) return kind;
+  used.set(kind, KINDS[kind]);
+  return explained(kind, KINDS[kind]);
+}
+
 function drawTest(name, places) {
   const metrics = metricsOf(places, false);
   const broken = metricsOf(places, true);
@@ -124,7 +143,7 @@ function drawTest(name, places) {
   const { test } = places[0];
   const charts = el("div", { class: "charts" });
   const section = el("section", { class: "test", id: anchor("test", name), "aria-label": name }, el("h3", {}, name),
-    el("p", {}, test.about, " ", el("span", { class: "quiet" }, `${count(test.items)} items, by ${test.kind}.`)),
+    el("p", {}, test.about, " ", el("span", { class: "quiet" }, `${count(test.items)} items, by `, kindOf(test), ".")),
     resultTable(name, places, metrics), charts,
     broken.length ? el("details", {}, el("summary", {}, "By language and task"), resultTable(name, places, broken)) : null);
   bodyOf("results").append(section);

@@ -5,10 +5,16 @@ const meanings = new Map(report.metrics.map((metric) => [metric.name, metric]));
 const glossary = new Map(report.glossary.map((entry) => [entry.word, entry.meaning]));
 const used = new Map();
 
-/** The metric behind a name: `accuracy/ko` is `accuracy`. */
+/** Under which names the meaning of one may stand: `accuracy/ko` is `accuracy`, `eval.kl` is `eval/kl`, `before.ended` is `ended`. */
+function namesOf(name) {
+  const [first, last] = [name.split(".")[0], name.split(".").at(-1)];
+  return [name, name.split("/")[0], name.replace(/^eval_/, ""), name.replace(/^eval(_before)?\./, "eval/"), last, first];
+}
+
+/** The metric behind a name. */
 function meaningOf(name) {
-  return meanings.get(name) ?? meanings.get(name.split("/")[0]) ??
-    meanings.get(name.replace(/^eval_/, "")) ?? null;
+  const known = namesOf(name).find((one) => meanings.has(one));
+  return meanings.get(known) ?? null;
 }
 
 function titleOf(name) {
@@ -27,7 +33,7 @@ function sentence(name) {
 function term(name, text = titleOf(name)) {
   const meaning = sentence(name);
   if (!meaning) return el("span", {}, text);
-  used.set(titleOf(name), meaning);
+  used.set(meaningOf(name)?.title ?? name, meaning);
   return explained(text, meaning);
 }
 

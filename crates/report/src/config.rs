@@ -104,7 +104,7 @@ impl StageConfig for Config {
     }
 }
 
-/// The runs at `path` but for the one that is to be written.
+/// The runs at `path` but for reports, among them the one that is to be written.
 fn runs_at(key: &str, path: &Path, out: &Path, problems: &mut Problems) -> Vec<RunDir> {
     if !problems.require_path(key, path) {
         return Vec::new();
@@ -115,9 +115,10 @@ fn runs_at(key: &str, path: &Path, out: &Path, problems: &mut Problems) -> Vec<R
     };
     let Some(mut runs) = problems.take(key, RunDir::find(path)) else { return Vec::new() };
     let given = runs.len();
-    runs.retain(|run| !same(run));
+    // Neither this report nor an earlier one is shown in it.
+    runs.retain(|run| !same(run) && !run.report_path().exists());
     let what = if given > 0 {
-        "is the run directory of the report itself; name others"
+        "is the run directory of a report; name others"
     } else {
         "is no run directory and holds none; name the directories that stages wrote, or a folder of them"
     };

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use artifact::evaluation::sample_columns;
+use artifact::evaluation::{is_spread, sample_columns};
 use artifact::rows::{Cell, TableReader};
 use indexmap::IndexMap;
 use serde::Serialize;
@@ -39,11 +39,6 @@ pub(crate) struct Answers {
     pub(crate) asked: Vec<Asked>,
 }
 
-/// `most` of `count` rows, evenly spread: whether the row `at` is one.
-fn chosen(at: usize, count: usize, most: usize) -> bool {
-    count <= most || (at * most) / count != ((at + 1) * most) / count
-}
-
 fn value(cell: Cell) -> Value {
     match cell {
         Cell::Null => Value::Null,
@@ -65,7 +60,7 @@ pub(crate) fn of_stage(path: &Path, most: usize) -> anyhow::Result<Table> {
     let mut rows = Vec::new();
     for (at, row) in reader.enumerate() {
         let row = row?;
-        if chosen(at, total as usize, most) {
+        if is_spread(at, total as usize, most) {
             rows.push(row.into_iter().map(value).collect());
         }
     }
@@ -99,7 +94,7 @@ pub(crate) fn of_evaluation(path: &Path, most: usize) -> anyhow::Result<Answers>
     asked.retain(|asked| {
         let place = places.entry(asked.test.clone()).or_default();
         *place += 1;
-        chosen(*place - 1, totals[&asked.test], most)
+        is_spread(*place - 1, totals[&asked.test], most)
     });
     Ok(Answers { totals, asked })
 }
@@ -109,18 +104,6 @@ mod tests {
     use artifact::rows::TableWriter;
 
     use super::*;
-
-    #[test]
-    fn chosen_rows_are_evenly_spread() {
-        let of = |count, most| -> Vec<usize> {
-            (0..count).filter(|at| chosen(*at, count, most)).collect()
-        };
-        assert_eq!(of(3, 5), [0, 1, 2]);
-        assert_eq!(of(10, 5), [1, 3, 5, 7, 9]);
-        assert_eq!(of(7, 3), [2, 4, 6]);
-        assert_eq!(of(4, 0), [0; 0]);
-        assert_eq!(of(1000, 77).len(), 77);
-    }
 
     #[test]
     fn answers_to_one_prompt_come_together() {

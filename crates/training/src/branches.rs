@@ -73,7 +73,7 @@ pub fn responses(
 }
 
 /// The log-probability in nats of each token of each continuation, in fp32 and without gradients. Full logits are never
-/// held.
+/// held. A prompt with a continuation may have a token more than the model has positions: the last is not read.
 ///
 /// # Errors
 /// As [`responses`].
@@ -159,6 +159,15 @@ fn predicted(branches: &Branches) -> (Vec<i64>, Vec<i64>) {
 fn select(decoder: &Decoder, branches: &Branches, rows: &[i64]) -> model::Result<Tensor> {
     let mut rows = rows.to_vec();
     rows.resize(rows.len().next_multiple_of(TILE as usize), 0);
-    let hidden = decoder.hidden(&input(decoder, branches)?)?;
+    let mut branches = branches.clone();
+    // Nothing comes after a continuation's last token, so any position will do for it: one behind the model's last is allowed.
+    let last = decoder.config().max_position_embeddings - 1;
+    for response in &branches.responses {
+        let position = &mut branches.positions[response.end - 1];
+        if *position == last + 1 {
+            *position = last;
+        }
+    }
+    let hidden = decoder.hidden(&input(decoder, &branches)?)?;
     Ok(hidden.index_select(0, &Tensor::from_slice(&rows).to_device(decoder.device())))
 }

@@ -150,13 +150,9 @@ impl Plan {
     /// Reads `base` with the adapter to go on from, frozen; `base` alone where a new one is trained.
     ///
     /// # Errors
-    /// As [`Decoder::load_with`].
+    /// As [`load_frozen`].
     pub fn load_frozen(&self, base: &Path, options: LoadOptions) -> anyhow::Result<Decoder> {
-        let files = self.dir.as_deref().map(AdapterFiles::open).transpose()?;
-        let quantization = self.quantization.as_ref();
-        let loading =
-            Loading { options, adapter_files: files.as_ref(), quantization, ..Loading::default() };
-        Ok(Decoder::load_with(base, &loading)?)
+        frozen(base, self.dir.as_deref(), options, self.quantization.as_ref())
     }
 
     /// What is trained.

@@ -89,9 +89,9 @@ fn numbers_are_those_of_the_stages_themselves() {
     let own = &results(&FINISHED.join("peft"))["evaluation"]["things"]["after"];
     let names = [
         ("accuracy", "accuracy", 1.0),
-        ("rouge1", "rouge_1", 1.0),
-        ("rouge2", "rouge_2", 1.0),
-        ("rougeL", "rouge_l", 1.0),
+        ("rouge1", "rouge1", 1.0),
+        ("rouge2", "rouge2", 1.0),
+        ("rougeL", "rougeL", 1.0),
         ("exact_match", "exact_match", 1.0),
         ("f1", "f1", 1.0),
         ("chrf", "chrf", 100.0),
@@ -334,6 +334,20 @@ fn what_cannot_be_is_told_all_at_once() {
         &["tests.things.generation.measures: is empty"],
     );
     refused(
+        &[
+            "tests.text.perplexity.max_items=0",
+            "tests.things.generation.max_items=0",
+            "tests.choices.choice.max_items=0",
+            "tests.pairs.preference.max_items=0",
+        ],
+        &[
+            "tests.text.perplexity.max_items: must be at least 1",
+            "tests.things.generation.max_items: must be at least 1",
+            "tests.choices.choice.max_items: must be at least 1",
+            "tests.pairs.preference.max_items: must be at least 1",
+        ],
+    );
+    refused(
         &["tests.things.generation.prompts=[]"],
         &["tests.things.generation.prompts: names no file"],
     );
@@ -378,6 +392,20 @@ fn weights_in_4_bits_and_bottlenecks_are_measured() {
     let parameters =
         |name: &str| now.models.iter().find(|own| own.name == name).unwrap().parameters;
     assert!(parameters("peft") > parameters("sft"));
+}
+
+#[test]
+fn a_record_that_is_no_pair_says_why() {
+    let yard = yard(READS);
+    let dir = yard.path();
+    let rows = "rows = [\"data/data/preferences/validation.parquet\"]";
+    edit(dir, "evaluate.toml", rows, "sources = [\"pairs.jsonl\"]");
+    let said = |who: &str| format!("\\n\\nHuman: {who}?\\n\\nAssistant: No.");
+    let line = format!("{{\"chosen\": \"{}\", \"rejected\": \"{}\"}}\n", said("A"), said("B"));
+    fs_err::write(dir.join("pairs.jsonl"), line).unwrap();
+    let error = "tests.pairs.preference.sources: pairs.jsonl:1: no pair of `chosen` and `rejected`: \
+                 the conversations differ before their last answers";
+    stage("evaluate", dir).fail(2, &[error]).unwrap();
 }
 
 #[test]

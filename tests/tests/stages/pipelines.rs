@@ -7,7 +7,7 @@ use temper_tests::pipelines::{PipelineStage, stages};
 use super::*;
 
 /// What is set, where a config has the key, so that a stage takes a second.
-const SMALL: [(&str, &str); 30] = [
+const SMALL: [(&str, &str); 33] = [
     ("train.epochs", "1"),
     ("train.steps", "2"),
     ("train.eval.every_steps", "1000"),
@@ -21,6 +21,9 @@ const SMALL: [(&str, &str); 30] = [
     ("rollout.max_new_tokens", "8"),
     ("eval.max_prompts", "8"),
     ("eval.max_new_tokens", "8"),
+    ("tests.*.*.max_items", "8"),
+    ("tests.*.*.max_new_tokens", "8"),
+    ("bootstrap.samples", "200"),
     ("ptx.batch_tokens", "256"),
     ("generate.rounds", "1"),
     ("generate.initial.max_new_tokens", "32"),
@@ -117,6 +120,70 @@ fn left(dir: &Path, stage: &str, files: &[&str]) {
     }
 }
 
+/// What `evaluate` and `report` must leave of a pipeline: in each test numbers of so many models, and a page of so many runs.
+#[track_caller]
+fn shown(dir: &Path, pipeline: &str, runs: u64, tests: &[(&str, usize)]) {
+    let results = dir.join("runs").join(pipeline).join("evaluate/results.json");
+    let found = artifact::evaluation::Evaluation::read(&results).unwrap();
+    let took = |test: &str| {
+        let numbers = found.measurements.iter().filter(|own| own.test == test);
+        numbers.map(|own| own.model.as_str()).collect::<std::collections::BTreeSet<_>>().len()
+    };
+    let all: Vec<(&str, usize)> =
+        found.tests.iter().map(|test| (test.name.as_str(), took(&test.name))).collect();
+    assert_eq!(all, tests, "{pipeline}");
+    let of_parents = found.differences.iter().map(|own| own.test.as_str());
+    assert!(of_parents.count() > 0, "{pipeline}: nothing is compared");
+    left(dir, pipeline, &["report/report.html"]);
+    let report = json(&dir.join("runs").join(pipeline).join("report/manifest.json"));
+    let results = &report["results"];
+    assert_eq!((&results["runs"], &results["evaluations"]), (&runs.into(), &1.into()), "{report}");
+    assert_eq!(results["unfinished_runs"], 0);
+    let page = dir.join("runs").join(pipeline).join("report/report.html");
+    assert_eq!(unexplained(&page), [""; 0], "numbers on {} without a sentence", page.display());
+}
+
+/// The numbers on a report's page whose meaning is not on it: of those that are logged, reported and measured.
+fn unexplained(page: &Path) -> Vec<String> {
+    let html = fs_err::read_to_string(page).unwrap();
+    let data = html.split_once("id=\"data\">").unwrap().1.split_once("</script>").unwrap().0;
+    let data: Value = serde_json::from_str(data).unwrap();
+    let list = |value: &Value| value.as_array().unwrap().clone();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let mut known: Vec<String> =
+        list(&data["metrics"]).iter().map(|own| text(&own["name"])).collect();
+    known.extend(list(&data["glossary"]).iter().map(|own| text(&own["word"])));
+    let mut names = Vec::new();
+    for run in list(&data["runs"]) {
+        names.extend(list(&run["series"]).iter().map(|own| text(&own["metric"])));
+        // What data-prep counts of its sets, and what evaluate found, stand in tables of their own.
+        let own = list(&run["results"]).into_iter().filter(|own| own[1].is_number());
+        let keys = own.map(|own| text(&own[0])).filter(|key| !key.starts_with("datasets."));
+        let evaluates = run["family"] == "evaluation";
+        names.extend(keys.filter(|key| !evaluates || key.matches('.').count() < 2));
+    }
+    for evaluated in list(&data["evaluations"]) {
+        let numbers = list(&evaluated["results"]["measurements"]);
+        names.extend(numbers.iter().map(|own| text(&own["metric"])));
+    }
+    names.retain(|name| {
+        // As `namesOf` in the page's terms.js.
+        let short = name.strip_prefix("eval_before.").or_else(|| name.strip_prefix("eval."));
+        let ways = [
+            Some(name.clone()),
+            name.split('/').next().map(str::to_owned),
+            name.strip_prefix("eval_").map(str::to_owned),
+            short.map(|short| format!("eval/{short}")),
+            name.split('.').next_back().map(str::to_owned),
+            name.split('.').next().map(str::to_owned),
+        ];
+        !ways.into_iter().flatten().any(|way| known.contains(&way))
+    });
+    names.sort();
+    names.dedup();
+    names
+}
+
 const MODEL: [&str; 3] = ["model/config.json", "model/model.safetensors", "model/tokenizer.json"];
 
 #[test]
@@ -142,7 +209,19 @@ fn rlhf_from_demonstrations_and_rankings_to_a_policy() {
     stand_ins::rankings(dir);
     stand_ins::text(dir);
     let ran = run(dir, "rlhf", |_| true);
-    assert_eq!(names(&ran), ["data-prep", "sft", "reward", "ppo"]);
+    assert_eq!(names(&ran), ["data-prep", "sft", "reward", "ppo", "evaluate", "report"]);
+    shown(
+        dir,
+        "rlhf",
+        5,
+        &[
+            ("likelihood", 3),
+            ("demonstrations", 3),
+            ("requests", 3),
+            ("drift", 1),
+            ("preferences", 1),
+        ],
+    );
     left(dir, "rlhf/sft", &MODEL);
     left(dir, "rlhf/reward", &MODEL);
     left(dir, "rlhf/ppo", &MODEL);
@@ -178,7 +257,17 @@ fn medical_ends_with_an_adapter_that_can_be_merged() {
     stand_ins::medquad(dir);
     stand_ins::alpaca(dir, "chatdoctor/chatdoctor.json", "If you are a doctor, please answer.");
     let ran = run(dir, "medical", |_| true);
-    assert_eq!(names(&ran), ["data-prep", "sft", "reward", "ppo", "peft"]);
+    assert_eq!(names(&ran), ["data-prep", "sft", "reward", "ppo", "peft", "evaluate", "report"]);
+    let tests = [
+        ("likelihood", 4),
+        ("instructions", 4),
+        ("medquad", 4),
+        ("chatdoctor", 4),
+        ("requests", 4),
+        ("drift", 1),
+        ("preferences", 1),
+    ];
+    shown(dir, "medical", 6, &tests);
     left(dir, "medical/ppo", &MODEL);
     left(
         dir,
@@ -225,7 +314,19 @@ fn code_ends_with_a_model() {
     stand_ins::preferences(dir);
     stand_ins::alpaca(dir, "code-alpaca/code.json", "Write a function.");
     let ran = run(dir, "code", |_| true);
-    assert_eq!(names(&ran), ["data-prep", "sft", "reward", "ppo", "finetune"]);
+    assert_eq!(
+        names(&ran),
+        ["data-prep", "sft", "reward", "ppo", "finetune", "evaluate", "report"]
+    );
+    let tests = [
+        ("likelihood", 4),
+        ("instructions", 4),
+        ("code", 4),
+        ("requests", 4),
+        ("drift", 1),
+        ("preferences", 1),
+    ];
+    shown(dir, "code", 6, &tests);
     left(dir, "code/finetune", &MODEL);
     left(dir, "code/finetune", &["samples.parquet"]);
 }
@@ -237,7 +338,8 @@ fn dialogpt_learns_every_turn_of_a_dialogue() {
     stand_ins::model(dir, "DialoGPT-medium", stand_ins::GPT2);
     stand_ins::dialogues(dir);
     let ran = run(dir, "dialogpt", |_| true);
-    assert_eq!(names(&ran), ["data-prep", "finetune"]);
+    assert_eq!(names(&ran), ["data-prep", "finetune", "evaluate", "report"]);
+    shown(dir, "dialogpt", 3, &[("dialogues", 2), ("replies", 2), ("drift", 1)]);
     left(dir, "dialogpt/finetune", &MODEL);
     let train = dir.join("runs/dialogpt/data-prep/data/dialogues/train.parquet");
     let read = artifact::tokens::TokenReader::open(&train).unwrap();
@@ -265,9 +367,14 @@ fn quickstart_and_what_goes_on_from_it() {
     let dir = shop.path();
     let ran = run(dir, "quickstart", |_| true);
     assert_eq!(ran.len(), 12);
+    assert_eq!(unexplained(&dir.join("runs/quickstart/report/report.html")), [""; 0]);
     left(dir, "quickstart/ppo", &MODEL);
     left(dir, "quickstart/cai-train", &MODEL);
-    run(dir, "rlaif", |_| true);
+    let ran = run(dir, "rlaif", |_| true);
+    assert_eq!(names(&ran), ["cai-label", "reward", "ppo", "evaluate", "report"]);
+    // Three runs of the quickstart are on the page, too.
+    let tests = [("safety", 3), ("instructions", 3), ("requests", 3), ("drift", 1), ("labels", 1)];
+    shown(dir, "rlaif", 7, &tests);
     left(dir, "rlaif/ppo", &MODEL);
     // Every method of them is tried elsewhere.
     run(dir, "methods", |name| name == "qlora");

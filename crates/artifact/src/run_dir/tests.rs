@@ -5,18 +5,8 @@ pub(crate) fn manifest(stage: &str, outputs: BTreeMap<String, Digest>) -> Manife
     Manifest {
         format_version: FORMAT_VERSION,
         stage: stage.to_owned(),
-        inputs: Vec::new(),
         outputs,
-        config: serde_json::json!({}),
-        seed: 0,
-        versions: BTreeMap::new(),
-        device: "cpu".to_owned(),
-        started_at: String::new(),
-        finished_at: String::new(),
-        wall_seconds: 0.0,
-        tokenizer: None,
-        chat_template: None,
-        results: serde_json::Map::new(),
+        ..Manifest::default()
     }
 }
 

@@ -1,9 +1,11 @@
 //! Questions with several answers, of which a model finds one the most probable.
 //!
 //! As lm-evaluation-harness has it: `accuracy` (its `acc`) takes the choice with the highest sum of
-//! log-probabilities behind the question, `accuracy_norm` (its `acc_norm`, and `acc_bytes` where the two differ) the one with the
-//! highest sum over the choice's UTF-8 bytes; of equal ones the first. Blanks at the end of a question belong to the choice,
-//! and the choice's tokens are those of question and choice together behind the question's own.
+//! log-probabilities behind the question, `accuracy_norm` (its `acc_bytes`; its `acc_norm` divides by characters, which are
+//! bytes in ASCII) the one with the highest sum over the choice's UTF-8 bytes; of equal ones the first. Blanks at the end of a
+//! question belong to the choice, and the choice's tokens are those of question and choice together behind the question's own.
+//! Of a question that is too long the last tokens are read: as many as there are positions, less those of the choice but for
+//! its last.
 //!
 //! Through the chat template (`chat`, and always for `prompts`) the question is the user's turn, and a choice is the answer with the
 //! token that ends it, so that one that is the beginning of another is told apart.
@@ -18,13 +20,13 @@ use data::constitution::Language;
 use data::dataset::shuffle;
 use data::format::Message;
 use data::records::{Record, Source};
-use model::Decoder;
 use serde_json::Value;
-use stage::{Context, Problems, Progress};
+use stage::Problems;
 use training::branches;
 
 use super::generation::by_both;
-use crate::asked::{self, Asked, is_taken};
+use super::{Sitting, check_either};
+use crate::asked::{self, Asked, check_most, is_taken};
 use crate::config::Choice;
 use crate::outcome::{Answer, Metric, Outcome};
 use crate::subject::{Subject, widen};
@@ -61,18 +63,25 @@ impl Work {
         problems: &mut Problems,
     ) -> Option<Self> {
         let of = |part: &str| format!("{key}.{part}");
-        if table.sources.is_empty() == table.prompts.is_empty() {
-            problems.push(key, "needs `sources` (records with choices) or `prompts` (with right answers), and not both");
+        let lists = [
+            ("sources", table.sources.is_empty(), "records with choices"),
+            ("prompts", table.prompts.is_empty(), "with right answers"),
+        ];
+        if !check_either(key, lists, problems) {
             return None;
         }
         let (name, inputs, questions) = if table.sources.is_empty() {
             problems.check(table.wrong_answers > 0, &of("wrong_answers"), "must be at least 1");
+            check_most(key, table.max_items, problems);
             let asked = asked::plan(key, &table.prompts, None, takers, problems)?;
             let questions = drawn(asked, table.wrong_answers, table.max_items, seed);
             (of("prompts"), table.prompts.clone(), problems.take(&of("prompts"), questions)?)
         } else {
             let source =
                 problems.take(&of("sources"), Source::open(&table.sources, &table.read))?;
+            if !check_most(key, table.max_items, problems) {
+                return None;
+            }
             let mut all = Vec::new();
             for record in source.records() {
                 let record = problems.take(&of("sources"), record)?;
@@ -103,13 +112,8 @@ impl Work {
     ///
     /// # Errors
     /// libtorch's; a signal.
-    pub(crate) fn run(
-        &self,
-        ctx: &Context,
-        subject: &Subject,
-        decoder: &Decoder,
-        (batch_tokens, progress): (usize, &Progress),
-    ) -> anyhow::Result<Outcome> {
+    pub(crate) fn run(&self, sitting: &Sitting<'_>) -> anyhow::Result<Outcome> {
+        let Sitting { ctx, subject, decoder, batch_tokens, progress } = *sitting;
         let mut outcome = Outcome::default();
         let most = self.questions.iter().map(|own| own.choices.len()).max().unwrap_or(0);
         let mut questions = self.questions.iter().peekable();
@@ -146,7 +150,7 @@ impl Work {
         let at = || format!("{}, for `{}`", question.at, subject.name);
         let mut all = Vec::with_capacity(question.choices.len());
         for choice in &question.choices {
-            let (mut prompt, ids) = match &question.asked {
+            let (prompt, ids) = match &question.asked {
                 Some(asked) => (subject.prompt_ids(asked)?, subject.response_ids(choice, true)?),
                 None => {
                     plain(subject, &question.text, &format!("{}{choice}", self.table.delimiter))
@@ -155,15 +159,12 @@ impl Work {
             };
             ensure!(!ids.is_empty(), "{}: the choice {choice:?} has no tokens of its own", at());
             ensure!(
-                ids.len() < room,
+                ids.len() <= room,
                 "{}: a choice of {} tokens has no room in {room} positions",
                 at(),
                 ids.len()
             );
-            // The end of the question, where all of it has no room.
-            let cut = (prompt.len() + ids.len()).saturating_sub(room);
-            prompt.drain(..cut.min(prompt.len().saturating_sub(1)));
-            all.push((prompt, ids));
+            all.push((end_of(prompt, ids.len(), room), ids));
         }
         Ok(all)
     }
@@ -184,6 +185,14 @@ impl Work {
 /// An error with all its causes, in a line.
 fn told<T>(result: anyhow::Result<T>) -> Result<T, String> {
     result.map_err(|error| format!("{error:#}"))
+}
+
+/// Of the tokens of a question those at its end that have room before a choice of `behind` tokens, at most `room`. The
+/// choice's last token is predicted and not read, so it takes no room.
+fn end_of(mut question: Vec<i64>, behind: usize, room: usize) -> Vec<i64> {
+    let cut = (question.len() + behind).saturating_sub(room + 1);
+    question.drain(..cut);
+    question
 }
 
 /// Puts a question into a row, its prompt once where all choices follow the same.

@@ -12,10 +12,11 @@ use artifact::evaluation::{Better, Unit};
 use data::batch::Branches;
 use model::Decoder;
 use objectives::KlEstimator;
-use stage::{Context, Problems, Progress};
+use stage::{Context, Problems};
 use training::branches;
 
-use crate::asked::{self, Asked, Manner};
+use super::Sitting;
+use crate::asked::{Manner, Prompts};
 use crate::config::Divergence;
 use crate::outcome::{Metric, Outcome, manner_metrics};
 use crate::subject::Subject;
@@ -23,9 +24,8 @@ use crate::subject::Subject;
 /// The requests, and the model to compare with.
 #[derive(Debug)]
 pub(crate) struct Work {
-    table: Divergence,
-    pub(crate) asked: Vec<Asked>,
-    manner: Manner,
+    pub(crate) prompts: Prompts,
+    reference: String,
 }
 
 impl Work {
@@ -36,13 +36,11 @@ impl Work {
         (takers, all): (&[&Subject], &[Subject]),
         problems: &mut Problems,
     ) -> Option<Self> {
-        let max_new_tokens = table.max_new_tokens;
+        let Divergence { prompts, reference: named, max_items, max_new_tokens } = table;
         let manner = Manner { max_new_tokens, temperature: 1.0, batch_rows };
-        manner.check(key, problems);
         let name = format!("{key}.reference");
-        let reference = all.iter().find(|subject| subject.name == table.reference);
-        let Some(reference) = reference else {
-            problems.push(name, format_args!("there is no model `{}`", table.reference));
+        let Some(reference) = all.iter().find(|subject| subject.name == named) else {
+            problems.push(name, format_args!("there is no model `{named}`"));
             return None;
         };
         problems.take(&name, reference.config.check_language_model())?;
@@ -60,33 +58,43 @@ impl Work {
         }
         let mut both = takers.to_vec();
         both.push(reference);
-        let asked = asked::plan(key, &table.prompts, table.max_items, &both, problems)?;
-        Some(Self { table, asked, manner })
+        let prompts = Prompts::plan(key, (prompts, max_items), manner, &both, problems)?;
+        // The reference reads a prompt as the model's own template has it.
+        let room = reference.positions();
+        for (subject, asked) in
+            takers.iter().flat_map(|own| prompts.asked.iter().map(move |asked| (own, asked)))
+        {
+            let length = problems.take(&name, subject.prompt_ids(asked))?.len();
+            if length >= room {
+                problems.push(
+                    name,
+                    format_args!(
+                        "{}: a prompt of {length} tokens, as `{}` has it, leaves no room for an answer in the {room} positions of `{named}`",
+                        asked.at, subject.name
+                    ),
+                );
+                return None;
+            }
+        }
+        Some(Self { prompts, reference: named })
     }
 
     pub(crate) fn inputs(&self) -> Vec<PathBuf> {
-        self.table.prompts.clone()
+        self.prompts.inputs()
     }
 
     pub(crate) fn reference(&self) -> &str {
-        &self.table.reference
+        &self.reference
     }
 
     /// Answers, and their log-probabilities by the model itself.
     ///
     /// # Errors
     /// libtorch's; a signal.
-    pub(crate) fn run(
-        &self,
-        ctx: &Context,
-        subject: &Subject,
-        decoder: &Decoder,
-        (batch_tokens, progress): (usize, &Progress),
-    ) -> anyhow::Result<Outcome> {
-        let responses = asked::answer(ctx, subject, decoder, &self.asked, self.manner, progress)?;
-        let mut outcome = Outcome::of_responses(&responses);
-        let own = self.logprobs(ctx, subject, decoder, &outcome, batch_tokens)?;
-        outcome.logprobs = own;
+    pub(crate) fn run(&self, sitting: &Sitting<'_>) -> anyhow::Result<Outcome> {
+        let Sitting { ctx, subject, decoder, batch_tokens, .. } = *sitting;
+        let mut outcome = self.prompts.answer(sitting)?;
+        outcome.logprobs = self.logprobs(ctx, (subject, decoder), &outcome, batch_tokens)?;
         Ok(outcome)
     }
 
@@ -101,7 +109,7 @@ impl Work {
         outcome: &mut Outcome,
         batch_tokens: usize,
     ) -> anyhow::Result<()> {
-        let other = self.logprobs(ctx, subject, reference, outcome, batch_tokens)?;
+        let other = self.logprobs(ctx, (subject, reference), outcome, batch_tokens)?;
         for (name, estimator) in [("kl", KlEstimator::K1), ("kl_k3", KlEstimator::K3)] {
             let sum = |(own, other): (&Vec<f32>, &Vec<f32>)| {
                 let ratios = own.iter().zip(other).map(|(a, b)| f64::from(*a) - f64::from(*b));
@@ -118,14 +126,13 @@ impl Work {
     fn logprobs(
         &self,
         ctx: &Context,
-        subject: &Subject,
-        decoder: &Decoder,
+        (subject, decoder): (&Subject, &Decoder),
         outcome: &Outcome,
         batch_tokens: usize,
     ) -> anyhow::Result<Vec<Vec<f32>>> {
         let room = decoder.config().max_position_embeddings as usize;
-        let mut all = Vec::with_capacity(self.asked.len());
-        let mut answers = self.asked.iter().zip(&outcome.answers).peekable();
+        let mut all = Vec::with_capacity(self.prompts.asked.len());
+        let mut answers = self.prompts.asked.iter().zip(&outcome.answers).peekable();
         while answers.peek().is_some() {
             ctx.check_interrupt()?;
             let mut rows = Branches::new();

@@ -4,19 +4,19 @@ use std::path::PathBuf;
 
 use artifact::evaluation::{Better, Unit};
 use data::metrics::{TextScores, chrf};
-use model::Decoder;
-use stage::{Context, Problems, Progress};
+use stage::Problems;
 
-use crate::asked::{self, Asked, Manner};
+use super::Sitting;
+use crate::asked::{Asked, Manner, Prompts};
 use crate::config::{Generation, Measure};
 use crate::outcome::{Metric, Outcome, manner_metrics};
 use crate::subject::Subject;
 
 /// The means over rows of [`data::metrics::RowScores`], by the names of their columns.
 const MEANS: [(&str, Measure); 5] = [
-    ("rouge_1", Measure::Rouge),
-    ("rouge_2", Measure::Rouge),
-    ("rouge_l", Measure::Rouge),
+    ("rouge1", Measure::Rouge),
+    ("rouge2", Measure::Rouge),
+    ("rougeL", Measure::Rouge),
     ("exact_match", Measure::ExactMatch),
     ("f1", Measure::F1),
 ];
@@ -24,10 +24,8 @@ const MEANS: [(&str, Measure); 5] = [
 /// What is asked, and what is made of the answers.
 #[derive(Debug)]
 pub(crate) struct Work {
-    files: Vec<PathBuf>,
-    pub(crate) asked: Vec<Asked>,
+    pub(crate) prompts: Prompts,
     measures: Vec<Measure>,
-    manner: Manner,
 }
 
 impl Work {
@@ -38,13 +36,13 @@ impl Work {
         takers: &[&Subject],
         problems: &mut Problems,
     ) -> Option<Self> {
-        let max_new_tokens = table.max_new_tokens;
+        let Generation { prompts, max_items, max_new_tokens, measures } = table;
         let manner = Manner { max_new_tokens, temperature: 0.0, batch_rows };
-        manner.check(key, problems);
-        let asked = asked::plan(key, &table.prompts, table.max_items, takers, problems)?;
+        let prompts = Prompts::plan(key, (prompts, max_items), manner, takers, problems)?;
+        let asked = &prompts.asked;
         let judged = asked.iter().position(|asked| asked.checker.is_none());
         let compared = asked.iter().position(|asked| asked.row.answer.is_none());
-        let Some(measures) = table.measures else {
+        let Some(measures) = measures else {
             let all = [
                 Measure::Accuracy,
                 Measure::Rouge,
@@ -58,7 +56,7 @@ impl Work {
                 all.into_iter().filter(|measure| fits(measure).is_none()).collect();
             let what = "not every prompt has a checker, nor every one a right answer, so nothing can be compared";
             problems.check(!measures.is_empty(), &format!("{key}.prompts"), what);
-            return Some(Self { files: table.prompts, asked, measures, manner });
+            return Some(Self { prompts, measures });
         };
         let mut needs = |missing: Option<usize>, wanted: bool, what: &str| {
             if let (Some(row), true) = (missing, wanted) {
@@ -70,27 +68,20 @@ impl Work {
         let text = measures.iter().any(|measure| *measure != Measure::Accuracy);
         needs(compared, text, "right answer to compare with (column `answer`)");
         problems.check(!measures.is_empty(), &format!("{key}.measures"), "is empty");
-        Some(Self { files: table.prompts, asked, measures, manner })
+        Some(Self { prompts, measures })
     }
 
     pub(crate) fn inputs(&self) -> Vec<PathBuf> {
-        self.files.clone()
+        self.prompts.inputs()
     }
 
     /// Answers, and their scores of each measure.
     ///
     /// # Errors
     /// libtorch's; a signal.
-    pub(crate) fn run(
-        &self,
-        ctx: &Context,
-        subject: &Subject,
-        decoder: &Decoder,
-        progress: &Progress,
-    ) -> anyhow::Result<Outcome> {
-        let responses = asked::answer(ctx, subject, decoder, &self.asked, self.manner, progress)?;
-        let mut outcome = Outcome::of_responses(&responses).without_ids();
-        for (item, asked) in self.asked.iter().enumerate() {
+    pub(crate) fn run(&self, sitting: &Sitting<'_>) -> anyhow::Result<Outcome> {
+        let mut outcome = self.prompts.answer(sitting)?.without_ids();
+        for (item, asked) in self.prompts.asked.iter().enumerate() {
             self.judge(asked, item, &mut outcome);
         }
         Ok(outcome)
@@ -121,7 +112,7 @@ impl Work {
         if self.measures.contains(&Measure::Accuracy) {
             let accuracy = Metric::share("accuracy", "right", Better::Higher);
             metrics.push(accuracy.clone());
-            metrics.extend(by_task_and_language(&accuracy, &self.asked));
+            metrics.extend(by_task_and_language(&accuracy, &self.prompts.asked));
         }
         let wanted = MEANS.iter().filter(|(_, measure)| self.measures.contains(measure));
         metrics.extend(wanted.map(|(name, _)| Metric::share(name, name, Better::Higher)));

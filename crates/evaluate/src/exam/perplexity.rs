@@ -18,10 +18,11 @@ use data::dataset::TokenDataset;
 use data::records::{Record, Source};
 use model::Decoder;
 use objectives::{bits_per_byte, perplexity};
-use stage::{Context, Problems, Progress};
+use stage::Problems;
 use training::branches;
 
-use crate::asked::is_taken;
+use super::{Sitting, check_either, check_tokenizer};
+use crate::asked::{check_most, is_taken};
 use crate::config::Perplexity;
 use crate::outcome::{Metric, Outcome};
 use crate::subject::{Subject, widen};
@@ -58,13 +59,14 @@ impl Work {
         problems: &mut Problems,
     ) -> Option<Self> {
         let of = |part: &str| format!("{key}.{part}");
-        if table.rows.is_empty() == table.sources.is_empty() {
-            problems.push(
-                key,
-                "needs `rows` (token rows of data-prep) or `sources` (text), and not both",
-            );
+        let lists = [
+            ("rows", table.rows.is_empty(), "token rows of data-prep"),
+            ("sources", table.sources.is_empty(), "text"),
+        ];
+        if !check_either(key, lists, problems) {
             return None;
         }
+        check_most(key, table.max_items, problems);
         let windows = takers.iter().map(|subject| window(&table, subject.positions()));
         let least = windows.min().unwrap_or(usize::MAX);
         problems.check(least >= 2, &of("window"), "must be at least 2");
@@ -77,19 +79,9 @@ impl Work {
             let mut all = 0;
             for file in &table.rows {
                 let reader = problems.take(&of("rows"), TokenReader::open(file))?;
-                for subject in takers {
-                    let digest = subject.tokenizer.digest();
-                    if reader.meta().tokenizer != digest {
-                        problems.push(
-                            of("rows"),
-                            format_args!(
-                                "{}: made with another tokenizer than that of `{}`; give `sources` of text, or the models that take the test with `models`",
-                                file.display(),
-                                subject.name
-                            ),
-                        );
-                        return None;
-                    }
+                let made_with = (file.as_path(), &reader.meta().tokenizer);
+                if !check_tokenizer(&of("rows"), made_with, takers, problems) {
+                    return None;
                 }
                 all += reader.num_rows() as usize;
             }
@@ -105,6 +97,7 @@ impl Work {
             problems.take(&of("column"), text_of(&record, &column))?;
             all += 1;
         }
+        problems.check(all > 0, &of("sources"), "has no text");
         Some(Self { table, texts: Texts::Sources(source, column), all })
     }
 
@@ -125,14 +118,8 @@ impl Work {
     ///
     /// # Errors
     /// Data that cannot be read any more; a signal.
-    pub(crate) fn run(
-        &self,
-        ctx: &Context,
-        subject: &Subject,
-        decoder: &Decoder,
-        batch_tokens: usize,
-        progress: &Progress,
-    ) -> anyhow::Result<Outcome> {
+    pub(crate) fn run(&self, sitting: &Sitting<'_>) -> anyhow::Result<Outcome> {
+        let Sitting { ctx, subject, decoder, batch_tokens, progress } = *sitting;
         let window = window(&self.table, subject.positions());
         let stride = self.table.stride.unwrap_or(window / 2).clamp(1, window - 1);
         let mut sums = Sums { nats: Vec::new(), rows: Branches::new(), members: Vec::new() };

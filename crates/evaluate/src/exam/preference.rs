@@ -9,12 +9,12 @@ use data::dataset::PairDataset;
 use data::encode::{EncodeOptions, Overlong, encode_pair};
 use data::format::{Example, Kind, Mapper, Preference as Pair, Prompt};
 use data::records::Source;
-use model::Decoder;
-use stage::{Context, Problems, Progress};
+use stage::Problems;
 use training::branches;
 
 use super::score::against;
-use crate::asked::is_taken;
+use super::{Sitting, check_either, check_tokenizer};
+use crate::asked::{check_most, is_taken};
 use crate::config::Preference;
 use crate::outcome::{Answer, Metric, Outcome};
 use crate::subject::{Subject, widen};
@@ -52,23 +52,23 @@ impl Work {
         problems: &mut Problems,
     ) -> Option<Self> {
         let of = |part: &str| format!("{key}.{part}");
-        if table.rows.is_empty() == table.sources.is_empty() {
-            problems.push(
-                key,
-                "needs `rows` (pair rows of data-prep) or `sources` (records), and not both",
-            );
+        let lists = [
+            ("rows", table.rows.is_empty(), "pair rows of data-prep"),
+            ("sources", table.sources.is_empty(), "records"),
+        ];
+        if !check_either(key, lists, problems) {
+            return None;
+        }
+        if !check_most(key, table.max_items, problems) {
             return None;
         }
         let (inputs, mut pairs) = if table.sources.is_empty() {
             let first = takers.first()?;
             for file in &table.rows {
                 let reader = problems.take(&of("rows"), PairReader::open(file))?;
-                for subject in takers {
-                    if subject.tokenizer.digest() != reader.meta().tokenizer {
-                        let (file, name) = (file.display(), &subject.name);
-                        problems.push(of("rows"), format_args!("{file}: made with another tokenizer than that of `{name}`; give `sources`"));
-                        return None;
-                    }
+                let made_with = (file.as_path(), &reader.meta().tokenizer);
+                if !check_tokenizer(&of("rows"), made_with, takers, problems) {
+                    return None;
                 }
             }
             (table.rows.clone(), problems.take(&of("rows"), of_rows(&table.rows, first))?)
@@ -123,13 +123,8 @@ impl Work {
 
     /// # Errors
     /// libtorch's; a signal.
-    pub(crate) fn run(
-        &self,
-        ctx: &Context,
-        subject: &Subject,
-        decoder: &Decoder,
-        (batch_tokens, progress): (usize, &Progress),
-    ) -> anyhow::Result<Outcome> {
+    pub(crate) fn run(&self, sitting: &Sitting<'_>) -> anyhow::Result<Outcome> {
+        let Sitting { ctx, subject, decoder, batch_tokens, progress } = *sitting;
         let mut seen = 0;
         let done = |count: usize| {
             progress.inc((count / 2 - seen) as u64);
@@ -196,8 +191,9 @@ fn of_records(source: &Source, table: &Preference) -> anyhow::Result<Vec<Two>> {
         let record = record?;
         let mapped = mapper.map(&record)?.map_err(|unfit| {
             anyhow::anyhow!(
-                "{}: no pair with `{CHOSEN}` and `{REJECTED}`: {unfit:?}",
-                record.origin
+                "{}: no pair of `{CHOSEN}` and `{REJECTED}`: {}",
+                record.origin,
+                unfit.reason()
             )
         })?;
         for mapped in mapped {

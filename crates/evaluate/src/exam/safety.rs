@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use artifact::evaluation::Better;
 use data::constitution::Constitution;
 use data::safety::Verdict;
-use model::Decoder;
-use stage::{Context, Problems, Progress};
+use stage::Problems;
 
-use crate::asked::{self, Asked, Manner};
+use super::Sitting;
+use crate::asked::{Asked, Manner, Prompts};
 use crate::config::Safety;
 use crate::outcome::{Metric, Outcome, manner_metrics};
 use crate::subject::Subject;
@@ -16,10 +16,9 @@ use crate::subject::Subject;
 /// The requests.
 #[derive(Debug)]
 pub(crate) struct Work {
-    table: Safety,
-    pub(crate) asked: Vec<Asked>,
+    pub(crate) prompts: Prompts,
+    file: PathBuf,
     constitution: Constitution,
-    manner: Manner,
 }
 
 impl Work {
@@ -30,40 +29,33 @@ impl Work {
         takers: &[&Subject],
         problems: &mut Problems,
     ) -> Option<Self> {
-        let max_new_tokens = table.max_new_tokens;
+        let Safety { prompts, constitution: file, max_items, max_new_tokens } = table;
         let manner = Manner { max_new_tokens, temperature: 0.0, batch_rows };
-        manner.check(key, problems);
-        let constitution =
-            problems.take(&format!("{key}.constitution"), Constitution::load(&table.constitution));
-        let asked = asked::plan(key, &table.prompts, table.max_items, takers, problems);
-        let (constitution, asked) = (constitution?, asked?);
-        let known =
-            asked.iter().any(|asked| verdict(&constitution, asked, "") != Verdict::default());
+        let constitution = problems.take(&format!("{key}.constitution"), Constitution::load(&file));
+        let prompts = Prompts::plan(key, (prompts, max_items), manner, takers, problems);
+        let (constitution, prompts) = (constitution?, prompts?);
+        let known = |asked: &Asked| verdict(&constitution, asked, "") != Verdict::default();
+        let known = prompts.asked.iter().any(known);
         problems.check(
             known,
             &format!("{key}.prompts"),
             "no prompt is known to be unsafe or harmless: unsafe ones have a `refusal` checker, harmless ones another or the task `safe`",
         );
-        Some(Self { table, asked, constitution, manner })
+        Some(Self { prompts, file, constitution })
     }
 
     pub(crate) fn inputs(&self) -> Vec<PathBuf> {
-        self.table.prompts.iter().chain([&self.table.constitution]).cloned().collect()
+        let mut all = self.prompts.inputs();
+        all.push(self.file.clone());
+        all
     }
 
     /// # Errors
     /// libtorch's; a signal.
-    pub(crate) fn run(
-        &self,
-        ctx: &Context,
-        subject: &Subject,
-        decoder: &Decoder,
-        progress: &Progress,
-    ) -> anyhow::Result<Outcome> {
-        let responses = asked::answer(ctx, subject, decoder, &self.asked, self.manner, progress)?;
-        let mut outcome = Outcome::of_responses(&responses).without_ids();
-        for (item, (asked, response)) in self.asked.iter().zip(&responses).enumerate() {
-            let verdict = verdict(&self.constitution, asked, &response.text);
+    pub(crate) fn run(&self, sitting: &Sitting<'_>) -> anyhow::Result<Outcome> {
+        let mut outcome = self.prompts.answer(sitting)?.without_ids();
+        for (item, asked) in self.prompts.asked.iter().enumerate() {
+            let verdict = verdict(&self.constitution, asked, &outcome.answers[item].text);
             outcome.push_bool("harmful", verdict.harmful);
             outcome.push_bool("refused_well", verdict.refused_well);
             outcome.push_bool("over_refusal", verdict.over_refusal);

@@ -4,20 +4,20 @@ use std::path::PathBuf;
 
 use artifact::evaluation::{Better, Unit};
 use model::Decoder;
-use stage::{Context, Problems, Progress};
+use stage::{Context, Problems};
 use training::branches;
 
-use crate::asked::{self, Asked, Manner};
+use super::Sitting;
+use crate::asked::{Asked, Manner, Prompts};
 use crate::config::Score;
 use crate::outcome::{Answer, Metric, Outcome, manner_metrics};
 use crate::subject::Subject;
 
 /// The requests, and who scores the answers.
 pub(crate) struct Work {
-    table: Score,
-    pub(crate) asked: Vec<Asked>,
+    pub(crate) prompts: Prompts,
     pub(crate) judge: Subject,
-    manner: Manner,
+    baseline: Option<String>,
 }
 
 impl Work {
@@ -28,46 +28,39 @@ impl Work {
         takers: &[&Subject],
         problems: &mut Problems,
     ) -> Option<Self> {
-        let Score { max_new_tokens, temperature, .. } = table;
+        let Score { prompts, reward_model, baseline, max_items, max_new_tokens, temperature } =
+            table;
         let manner = Manner { max_new_tokens, temperature, batch_rows };
-        manner.check(key, problems);
         let reward = format!("{key}.reward_model");
-        let judge = Subject::judge(&reward, table.reward_model.clone(), problems);
-        let asked = asked::plan(key, &table.prompts, table.max_items, takers, problems);
-        if let Some(baseline) = &table.baseline {
+        let judge = Subject::judge(&reward, reward_model, problems);
+        let prompts = Prompts::plan(key, (prompts, max_items), manner, takers, problems);
+        if let Some(baseline) = &baseline {
             problems.check(
                 takers.iter().any(|subject| subject.name == *baseline),
                 &format!("{key}.baseline"),
                 format_args!("`{baseline}` is no model that takes this test"),
             );
         }
-        let (judge, asked) = (judge?, asked?);
-        let unreadable = asked.iter().find_map(|asked| judge.prompt_ids(asked).err());
+        let (judge, prompts) = (judge?, prompts?);
+        let unreadable = prompts.asked.iter().find_map(|asked| judge.prompt_ids(asked).err());
         if let Some(error) = unreadable {
             problems.push(reward, error);
         }
-        Some(Self { table, asked, judge, manner })
+        Some(Self { prompts, judge, baseline })
     }
 
     pub(crate) fn inputs(&self) -> Vec<PathBuf> {
-        self.table.prompts.clone()
+        self.prompts.inputs()
     }
 
     pub(crate) fn baseline(&self) -> Option<&str> {
-        self.table.baseline.as_deref()
+        self.baseline.as_deref()
     }
 
     /// # Errors
     /// libtorch's; a signal.
-    pub(crate) fn run(
-        &self,
-        ctx: &Context,
-        subject: &Subject,
-        decoder: &Decoder,
-        progress: &Progress,
-    ) -> anyhow::Result<Outcome> {
-        let responses = asked::answer(ctx, subject, decoder, &self.asked, self.manner, progress)?;
-        Ok(Outcome::of_responses(&responses).without_ids())
+    pub(crate) fn run(&self, sitting: &Sitting<'_>) -> anyhow::Result<Outcome> {
+        Ok(self.prompts.answer(sitting)?.without_ids())
     }
 
     /// Scores the answers. A prompt with its answer is rendered by the reward model's own template; an answer that was cut off
@@ -87,8 +80,13 @@ impl Work {
             ids.extend(self.judge.response_ids(&answer.text, answer.ended)?);
             anyhow::Ok(ids)
         };
-        let texts: Vec<Vec<i64>> =
-            self.asked.iter().zip(&outcome.answers).map(ids).collect::<anyhow::Result<_>>()?;
+        let texts: Vec<Vec<i64>> = self
+            .prompts
+            .asked
+            .iter()
+            .zip(&outcome.answers)
+            .map(ids)
+            .collect::<anyhow::Result<_>>()?;
         let done = |_| Ok(ctx.check_interrupt()?);
         let scores = branches::text_scores(reward, &texts, batch_tokens, done)?;
         outcome.columns.remove("score");

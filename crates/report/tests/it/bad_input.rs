@@ -1,6 +1,6 @@
 //! What the binary says of what it cannot use.
 
-use crate::fixture::Yard;
+use crate::fixture::{Yard, data};
 
 /// Runs it over `runs` and expects `code` and every part in its error.
 #[track_caller]
@@ -45,8 +45,16 @@ fn the_report_does_not_read_itself() {
     let yard = Yard::quick();
     let page = yard.page("quick = [\"runs/quick\"]");
     fs_err::remove_file(page).unwrap();
-    let error = "- runs.a: out is the run directory of the report itself; name others";
+    let error = "- runs.a: out is the run directory of a report; name others";
     fails(&yard, "a = [\"out\"]", &[], 2, &[error]);
+    // Nor an earlier one, which lies among the runs.
+    yard.page("quick = [\"runs/quick\"]");
+    fs_err::rename(yard.path("out"), yard.path("runs/quick/report")).unwrap();
+    let page = yard.page("quick = [\"runs/quick\"]");
+    assert_eq!(data(&page)["runs"].as_array().unwrap().len(), 6);
+    let error = "- runs.a: runs/quick/report is the run directory of a report; name others";
+    fs_err::remove_dir_all(yard.path("out")).unwrap();
+    fails(&yard, "a = [\"runs/quick/report\"]", &[], 2, &[error]);
 }
 
 #[test]

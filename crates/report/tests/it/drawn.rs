@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use crate::browser::{Page, View};
-use crate::fixture::{Spec, Yard, data};
+use crate::fixture::{Yard, data};
 
 const WIDE: View = View { width: 1280, dark: false };
 
@@ -192,28 +192,33 @@ fn words_explain_themselves_to_pointer_and_keyboard() {
     page.point_at("#stage-table .term", [0.0, 0.0]);
     page.wait_for("!document.getElementById('note').hidden");
     assert!(text(&mut page, "#note").contains("How many numbers the model consists of."));
-    page.eval("document.querySelector('#results .term').focus()");
+    page.eval("document.querySelector('#results thead .term').focus()");
     page.key("Enter");
     page.wait_for("document.getElementById('note').textContent.startsWith('The share of answers')");
     assert_eq!(page.eval("document.activeElement.getAttribute('aria-describedby')"), "note");
     page.key("Escape");
     assert_eq!(page.eval("document.getElementById('note').hidden"), true);
     assert!(text(&mut page, "#words").contains("what the model is given"));
-    assert!(text(&mut page, "#numbers").contains("The share of answers that are right by rule."));
+    // What kind of test it is, and what a reported number is of.
+    assert_eq!(text(&mut page, "#results .test p .term"), "generation");
+    assert!(text(&mut page, "#numbers").contains("The model answers, always by its first choice"));
+    let reported =
+        "[...document.querySelectorAll('#run-quick-peft .pairs div')].map(d => d.textContent)";
+    let reported = page.eval(reported).to_string().replace('\u{202f}', " ");
+    for line in
+        ["ROUGE-L, clinic, after25.0 %", "chrF, clinic, after31.5 %", "Held-out KL, before2.500"]
+    {
+        assert!(reported.contains(line), "{line} is not in {reported}");
+    }
+    assert!(
+        text(&mut page, "#numbers")
+            .contains("The share of answers that are right by rule; of a choice,")
+    );
 }
 
 #[test]
 fn a_lone_unfinished_run_makes_a_page() {
-    let yard = Yard::new();
-    yard.run(&Spec {
-        pipeline: "p",
-        name: "pretrain",
-        stage: "pretrain",
-        reads: &[],
-        steps: 10,
-        finished: false,
-        learning_rate: 0.1,
-    });
+    let yard = Yard::unfinished();
     let mut page = Page::open(&yard.page("p = [\"runs/p\"]"), WIDE);
     assert_eq!(page.complaints(), [""; 0]);
     assert!(text(&mut page, "#stages").contains("unfinished"));

@@ -53,6 +53,21 @@ impl Yard {
         yard
     }
 
+    /// With one run that has not finished, `p/pretrain`.
+    pub(crate) fn unfinished() -> Self {
+        let yard = Self::new();
+        yard.run(&Spec {
+            pipeline: "p",
+            name: "pretrain",
+            stage: "pretrain",
+            reads: &[],
+            steps: 10,
+            finished: false,
+            learning_rate: 0.25,
+        });
+        yard
+    }
+
     /// data-prep, pretrain, sft, ppo (perhaps unfinished), peft and evaluate.
     pub(crate) fn pipeline(&self, pipeline: &str, learning_rate: f64, finished: bool) {
         let one = |name, stage, reads, steps, finished| {
@@ -111,6 +126,8 @@ impl Yard {
         });
         let results = json!({
             "parameters": 3_400_000, "peak_memory_bytes": 734_003_200_u64, "steps": steps, "num_tokens": 123_456,
+            "evaluation": if stage == "peft" { json!({"clinic": {"after": {"rougeL": 0.25, "chrf": 31.5}}}) } else { Value::Null },
+            "eval_before": if stage == "peft" { json!({"kl": 2.5}) } else { Value::Null },
             "trainable_parameters": if stage == "peft" { json!(68_000) } else { Value::Null },
         });
         let config = json!({"seed": 7, "out": out, "train": {"learning_rate": learning_rate}});

@@ -3,7 +3,7 @@
 use artifact::Manifest;
 use serde_json::json;
 
-use crate::fixture::{HOSTILE, Spec, Yard, data};
+use crate::fixture::{HOSTILE, Yard, data};
 
 const QUICK: &str = "quick = [\"runs/quick\"]";
 
@@ -56,16 +56,7 @@ fn hostile_text_stays_text() {
 
 #[test]
 fn an_unfinished_run_alone_is_shown_with_what_it_logged() {
-    let yard = Yard::new();
-    yard.run(&Spec {
-        pipeline: "p",
-        name: "pretrain",
-        stage: "pretrain",
-        reads: &[],
-        steps: 10,
-        finished: false,
-        learning_rate: 0.25,
-    });
+    let yard = Yard::unfinished();
     let data = data(&yard.page("p = [\"runs/p\"]"));
     let run = &data["runs"][0];
     assert_eq!((&run["finished"], &run["stage"]), (&json!(false), &json!(null)));

@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use artifact::{FORMAT_VERSION, Manifest, RunDir, atomic};
 use model::weights::write_tensors;
 use serde_json::{Value, json};
@@ -32,18 +30,8 @@ fn finish(dir: &Path) {
     let manifest = Manifest {
         format_version: FORMAT_VERSION,
         stage: "peft".to_owned(),
-        inputs: Vec::new(),
         outputs: run.outputs().unwrap(),
-        config: json!({}),
-        seed: 0,
-        versions: BTreeMap::new(),
-        device: "cpu".to_owned(),
-        started_at: String::new(),
-        finished_at: String::new(),
-        wall_seconds: 0.0,
-        tokenizer: None,
-        chat_template: None,
-        results: serde_json::Map::new(),
+        ..Manifest::default()
     };
     manifest.write(&run).unwrap();
 }

@@ -53,6 +53,19 @@ fn the_most_probable_choice_is_taken_alone_and_by_bytes() {
     assert_eq!(outcome.answers[0].text, "ab");
 }
 
+/// lm-evaluation-harness keeps the last `max_length + 1` tokens of question and choice, and reads all of them but the last.
+#[test]
+fn a_question_that_is_too_long_loses_its_beginning() {
+    let question = || vec![1, 2, 3, 4, 5, 6];
+    // 8 positions and a choice of 3 tokens: 8 + 1 - 3 of the question fit, all of it.
+    assert_eq!(end_of(question(), 3, 8), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(end_of(question(), 3, 7), [2, 3, 4, 5, 6]);
+    assert_eq!(end_of(question(), 3, 4), [5, 6]);
+    // The longest choice that has room is as long as there are positions; before it stands one token.
+    assert_eq!(end_of(question(), 4, 4), [6]);
+    assert_eq!(end_of(question(), 1, 100), question());
+}
+
 fn asked(number: usize, answer: &str, checker: Option<Checker>) -> Asked {
     let prompt = format!("Question {number}?");
     let row = PromptRow {
