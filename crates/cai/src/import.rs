@@ -30,15 +30,14 @@ struct Args {
     /// The constitution's name; default: that of the input file.
     #[arg(long)]
     name: Option<String>,
-    /// Log more; -vv logs everything.
-    #[arg(short, long, action = clap::ArgAction::Count)]
-    verbose: u8,
+    #[command(flatten)]
+    verbosity: stage::Verbosity,
 }
 
 /// Runs with the words after `import`.
 pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
     let args = Args::parse_from(std::iter::once(OsString::from("cai import")).chain(words));
-    stage::program(args.verbose, || run(&args))
+    stage::program(args.verbosity.verbose, || run(&args))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {

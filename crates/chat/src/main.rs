@@ -14,7 +14,7 @@ use data::template::ChatTemplate;
 use data::tokenizer::Tokenizer;
 use model::generate::Sampling;
 use model::{Decoder, ModelConfig, Precision};
-use stage::{DeviceSpec, ErrorExt as _, Interrupt, Signal, UsageError};
+use stage::{ErrorExt as _, Interrupt, Signal, UsageError};
 use torch_ext::device;
 use training::peft::Place;
 
@@ -75,15 +75,8 @@ struct Args {
     /// Decides every random choice.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// auto, cpu or cuda:N.
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
-    device: DeviceSpec,
-    /// Number type the model runs in: fp32, bf16 or fp16.
-    #[arg(long, value_name = "TYPE", default_value = "fp32")]
-    precision: Precision,
-    /// Log more; -vv logs everything.
-    #[arg(short, long, action = clap::ArgAction::Count)]
-    verbose: u8,
+    #[command(flatten)]
+    running: stage::Running<Precision>,
 }
 
 impl Args {
@@ -105,7 +98,7 @@ fn main() -> ExitCode {
         return serve::main(words);
     }
     let args = Args::parse();
-    stage::program(args.verbose, || run(&args))
+    stage::program(args.running.verbosity.verbose, || run(&args))
 }
 
 /// A model that is loaded, with what it takes to talk to it.
@@ -128,8 +121,8 @@ impl Model {
             .usage()?;
         let tokenizer = Tokenizer::load(place.tokenizer_dir()).usage()?;
         let template = if args.raw { None } else { Some(template_of(&tokenizer, args)?) };
-        let device = device::resolve(&args.device.to_string()).usage()?;
-        let decoder = place.load(device, args.precision)?;
+        let device = device::resolve(&args.running.device.to_string()).usage()?;
+        let decoder = place.load(device, args.running.precision)?;
         Ok(Self { decoder, tokenizer, template })
     }
 }

@@ -3,6 +3,7 @@
 mod asked;
 mod fields;
 mod http;
+mod mailbox;
 mod models;
 mod queue;
 mod refusal;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Parser;
 use model::Precision;
-use stage::{DeviceSpec, ErrorExt as _, Interrupt, Signal};
+use stage::{ErrorExt as _, Interrupt, Signal};
 use tokio::net::TcpListener;
 use torch_ext::device;
 
@@ -82,15 +83,8 @@ struct Args {
     /// The longest that running answers may take when the server is to stop, in seconds.
     #[arg(long, value_name = "S", default_value_t = 30)]
     shutdown_timeout: u32,
-    /// auto, cpu or cuda:N.
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
-    device: DeviceSpec,
-    /// Number type the models run in: fp32, bf16 or fp16.
-    #[arg(long, value_name = "TYPE", default_value = "fp32")]
-    precision: Precision,
-    /// Log more; -vv logs everything.
-    #[arg(short, long, action = clap::ArgAction::Count)]
-    verbose: u8,
+    #[command(flatten)]
+    running: stage::Running<Precision>,
 }
 
 impl Args {
@@ -110,14 +104,14 @@ type Worker = JoinHandle<anyhow::Result<()>>;
 /// Runs with the words after `serve`.
 pub(crate) fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
     let args = Args::parse_from(std::iter::once(OsString::from("chat serve")).chain(words));
-    stage::program(args.verbose, || run(&args))
+    stage::program(args.running.verbosity.verbose, || run(&args))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
     let named = models::find(&args.model, &args.adapter)?;
     let running = Running {
-        device: device::resolve(&args.device.to_string()).usage()?,
-        precision: args.precision,
+        device: device::resolve(&args.running.device.to_string()).usage()?,
+        precision: args.running.precision,
         rows: args.rows.into(),
         context: args.context.map(|tokens| tokens as usize),
     };
@@ -133,14 +127,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
         .hint("give another with --host and --port; port 0 takes a free one")
         .usage()?;
     let interrupt = Interrupt::install(&[Signal::Int, Signal::Term])?;
-    let mut workers = Vec::new();
-    for (one, served) in named.iter().zip(&served) {
-        workers.push(models::start(one, served, running)?);
-        // Loading is not broken off half way; what there is to stop is little.
-        if interrupt.requested().is_some() {
-            break;
-        }
-    }
+    let decoders = models::load(&named, running)?;
+    let workers = decoders.into_iter().zip(&served);
+    let workers = workers.map(|(decoder, served)| models::start(decoder, served, running));
+    let workers = workers.collect::<anyhow::Result<Vec<Worker>>>()?;
     let ids: Vec<&str> = served.iter().map(|served| &*served.id).collect();
     show(&format!("serving {} at {}\n", ids.join(", "), http::url(listener.local_addr()?)))?;
     let server = Arc::new(Server::new(served.clone(), limits));

@@ -15,7 +15,7 @@ use data::tokenizer::Tokenizer;
 use model::Precision;
 use model::generate::{Request, Sampling};
 use serde_json::{Map, Value};
-use stage::{DeviceSpec, ErrorExt as _};
+use stage::ErrorExt as _;
 use torch_ext::device;
 use training::peft::Place;
 use training::respond::{Responder, Stop};
@@ -45,21 +45,14 @@ struct Args {
     /// The most tokens of the answer.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     max_new_tokens: u32,
-    /// auto, cpu or cuda:N.
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
-    device: DeviceSpec,
-    /// Number type the model runs in: fp32, bf16 or fp16.
-    #[arg(long, value_name = "TYPE", default_value = "fp32")]
-    precision: Precision,
-    /// Log more; -vv logs everything.
-    #[arg(short, long, action = clap::ArgAction::Count)]
-    verbose: u8,
+    #[command(flatten)]
+    running: stage::Running<Precision>,
 }
 
 /// Runs with the words after `try`.
 pub(crate) fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
     let args = Args::parse_from(std::iter::once(OsString::from("finetune try")).chain(words));
-    stage::program(args.verbose, || run(&args))
+    stage::program(args.running.verbosity.verbose, || run(&args))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
@@ -70,8 +63,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let tokenizer = Tokenizer::load(place.tokenizer_dir()).usage()?;
     let set = TrainedOn::find(&args.run).usage()?;
     let ids = set.prompt(args, &tokenizer).usage()?;
-    let device = device::resolve(&args.device.to_string()).usage()?;
-    let decoder = place.load(device, args.precision)?;
+    let device = device::resolve(&args.running.device.to_string()).usage()?;
+    let decoder = place.load(device, args.running.precision)?;
     let ids = ids.into_iter().map(i64::from).collect();
     let max_new_tokens = args.max_new_tokens as usize;
     let request = Request { ids, max_new_tokens, sampling: Sampling::greedy() };

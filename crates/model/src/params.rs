@@ -8,7 +8,7 @@ use crate::layout::{BlockId, BlockSpec};
 use crate::precision::Precision;
 use block::{Block, Part, Storage};
 pub(crate) use block::{Keep, Stored, Weight};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::four_bit::FourBit;
@@ -216,15 +216,17 @@ impl Params {
         }
     }
 
-    /// A frozen handle on the model's own parameters: what does not train is shared, what trains is copied as it is now.
-    pub(crate) fn frozen(&self) -> Self {
+    /// A frozen handle on the model's own parameters: what does not train is shared, what trains is copied as it is now, and so
+    /// is the memory that holds a parameter of these names.
+    pub(crate) fn frozen(&self, apart: &BTreeSet<String>) -> Self {
         let blocks: Vec<Block> = self.blocks[..self.own]
             .iter()
             .map(|block| {
                 let storage = match &block.storage {
                     Storage::Dense { master, compute } => {
                         let compute = compute.detach();
-                        let apart = master.is_some();
+                        let named = block.parts.iter().any(|part| apart.contains(&part.name));
+                        let apart = master.is_some() || named;
                         Storage::Dense {
                             master: None,
                             compute: if apart { compute.copy() } else { compute },

@@ -53,14 +53,13 @@ struct Args {
     /// The directory to write.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// Log more; -vv logs everything.
-    #[arg(short, long, action = clap::ArgAction::Count)]
-    verbose: u8,
+    #[command(flatten)]
+    verbosity: stage::Verbosity,
 }
 
 pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
     let args = Args::parse_from(words);
-    stage::program(args.verbose, || run(&args))
+    stage::program(args.verbosity.verbose, || run(&args))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {

@@ -50,14 +50,13 @@ struct Args {
     /// Merge although the adapter says that it was trained over other weights.
     #[arg(long)]
     any_base: bool,
-    /// Log more; -vv logs everything.
-    #[arg(short, long, action = clap::ArgAction::Count)]
-    verbose: u8,
+    #[command(flatten)]
+    verbosity: stage::Verbosity,
 }
 
 pub(crate) fn main(words: Vec<OsString>, way: Way) -> ExitCode {
     let args = Args::parse_from(words);
-    stage::program(args.verbose, || run(&args, way))
+    stage::program(args.verbosity.verbose, || run(&args, way))
 }
 
 fn run(args: &Args, way: Way) -> anyhow::Result<()> {

@@ -35,14 +35,13 @@ struct Args {
     /// The score that is shown of them.
     #[arg(long, value_name = "SCORE", default_value = "accuracy")]
     score: String,
-    /// Log more; -vv logs everything.
-    #[arg(short, long, action = clap::ArgAction::Count)]
-    verbose: u8,
+    #[command(flatten)]
+    verbosity: stage::Verbosity,
 }
 
 pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
     let args = Args::parse_from(words);
-    stage::program(args.verbose, || {
+    stage::program(args.verbosity.verbose, || {
         tell!("{}", render(&args)?.trim_end());
         Ok(())
     })

@@ -11,7 +11,7 @@ use data::format::Message;
 use data::template::ChatTemplate;
 use data::tokenizer::Tokenizer;
 use model::{Decoder, Head, LoadOptions, Precision};
-use stage::{DeviceSpec, ErrorExt as _, Progress, UsageError};
+use stage::{ErrorExt as _, Progress, UsageError};
 use torch_ext::device;
 use training::branches;
 
@@ -53,21 +53,14 @@ struct Args {
     /// The most tokens in one forward pass.
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]
     batch_tokens: u32,
-    /// auto, cpu or cuda:N.
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
-    device: DeviceSpec,
-    /// Number type the model runs in: fp32, bf16 or fp16.
-    #[arg(long, value_name = "TYPE", default_value = "fp32")]
-    precision: Precision,
-    /// Log more; -vv logs everything.
-    #[arg(short, long, action = clap::ArgAction::Count)]
-    verbose: u8,
+    #[command(flatten)]
+    running: stage::Running<Precision>,
 }
 
 /// Runs with the words after `score`.
 pub(crate) fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
     let args = Args::parse_from(std::iter::once(OsString::from("reward score")).chain(words));
-    stage::program(args.verbose, || run(&args))
+    stage::program(args.running.verbosity.verbose, || run(&args))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
@@ -79,8 +72,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let writer = Texts::new(Tokenizer::load(&dir).usage()?, args)?;
     let (columns, rows) = read(args)?;
-    let device = device::resolve(&args.device.to_string()).usage()?;
-    let options = LoadOptions { device, precision: args.precision, trainable: false };
+    let device = device::resolve(&args.running.device.to_string()).usage()?;
+    let options = LoadOptions { device, precision: args.running.precision, trainable: false };
     let decoder = Decoder::load(&dir, &options)?;
     let mut scored: Vec<(&str, Vec<Option<f32>>)> = Vec::new();
     for (index, (_, into)) in columns.iter().enumerate() {

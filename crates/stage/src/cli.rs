@@ -8,6 +8,7 @@ use clap::{Arg, ArgAction, Command, value_parser};
 
 use crate::config::Override;
 use crate::device::DeviceSpec;
+use crate::options::{DEVICE, VERBOSE};
 
 /// What a stage is, for `--help`.
 #[derive(Debug, Clone, Copy)]
@@ -76,7 +77,7 @@ fn command(info: &Info) -> Command {
             flag("device", "DEVICE")
                 .value_parser(|text: &str| text.parse::<DeviceSpec>())
                 .default_value("auto")
-                .help("auto, cpu or cuda:N"),
+                .help(DEVICE),
         )
         .arg(
             flag("resume", "WHEN")
@@ -96,7 +97,7 @@ fn command(info: &Info) -> Command {
                 .short('v')
                 .long("verbose")
                 .action(ArgAction::Count)
-                .help("Logs more; -vv logs everything"),
+                .help(VERBOSE),
         );
     if !info.parallel {
         return command;
@@ -220,7 +221,7 @@ mod tests {
               --device <DEVICE>         auto, cpu or cuda:N [default: auto]
               --resume <WHEN>           auto goes on from an unfinished run's last checkpoint; never starts over [default: auto]
               --check                   Checks the configuration, prints the plan and exits
-          -v, --verbose...              Logs more; -vv logs everything
+          -v, --verbose...              Log more; -vv logs everything
               --rank-timeout <SECONDS>  Under torchrun: how long to wait for a process that does nothing [default: 600]
           -h, --help                    Print help
           -V, --version                 Print version

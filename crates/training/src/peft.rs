@@ -320,6 +320,21 @@ impl Place {
         frozen(&self.base, self.adapter.as_deref(), options, quantization)
     }
 
+    /// Reads the adapter, if there is one, over `base`, which was read from the same directory without one. It shares the
+    /// weights, but for those that the adapter changes in themselves.
+    ///
+    /// # Errors
+    /// As [`load_frozen`].
+    pub fn load_over(&self, base: &Decoder) -> anyhow::Result<Decoder> {
+        let Some(adapter) = &self.adapter else { return Ok(base.without_adapter()?) };
+        let files = AdapterFiles::open(adapter)?;
+        if files.takes_from_base() || files.head() != base.config().head {
+            return self.load(base.device(), base.precision());
+        }
+        check_base(&files, &self.base)?;
+        of_settings(base.with_adapter(&files))
+    }
+
     /// How many parameters the model has, its adapter's included.
     ///
     /// # Errors

@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod adapters;
 mod ends;
+mod page;
 mod sockets;
 
 use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -33,6 +35,15 @@ static MODELS: LazyLock<PathBuf> = LazyLock::new(|| {
     let config = ModelConfig::from_json(&config).unwrap();
     for (name, seed) in [("one", 5), ("two", 6)] {
         let decoder = Decoder::init(&config, seed, &LoadOptions::default()).unwrap();
+        // Of a logit that is always 0 some other is always the better: greedy answers are of tokens that are whole text, and
+        // end by their length alone.
+        let head = decoder.params().get("lm_head.weight").unwrap();
+        let lengths = tokenizer.byte_lengths();
+        for (id, bytes) in tokenizer.token_bytes().iter().enumerate() {
+            if lengths[id] == 0 || std::str::from_utf8(bytes).is_err() {
+                let _ = tch::no_grad(|| head.get(id as i64).zero_());
+            }
+        }
         decoder.save(&dir.join(name), Precision::Fp32, u64::MAX).unwrap();
         tokenizer.save(dir.join(name)).unwrap();
     }
@@ -43,6 +54,8 @@ static MODELS: LazyLock<PathBuf> = LazyLock::new(|| {
 pub(crate) struct Server {
     pub(crate) process: Running,
     pub(crate) url: String,
+    /// What it said when it was ready.
+    line: String,
 }
 
 /// `chat serve` over the folder of models.
@@ -52,13 +65,21 @@ pub(crate) fn serve(args: &[&str]) -> Stage<'static> {
 
 impl Server {
     pub(crate) fn start(more: &[&str]) -> Self {
-        let models = ["--model", "one", "--model", "second=two", "--port", "0"];
-        let mut process = serve(&models).args(more.iter().copied()).start().unwrap();
+        let server = Self::of(&[&["--model", "one", "--model", "second=two"], more].concat());
+        assert!(
+            server.line.starts_with("serving one, second at http://127.0.0.1:"),
+            "{}",
+            server.line
+        );
+        server
+    }
+
+    /// A server of what these arguments name.
+    pub(crate) fn of(args: &[&str]) -> Self {
+        let mut process = serve(args).args(["--port", "0"]).start().unwrap();
         let line = process.line().unwrap();
-        let url =
-            line.strip_prefix("serving one, second at ").unwrap().trim_end_matches('/').to_owned();
-        assert!(url.starts_with("http://127.0.0.1:"), "{line}");
-        Self { process, url }
+        let url = line.rsplit(' ').next().unwrap().trim_end_matches('/').to_owned();
+        Self { process, url, line }
     }
 
     /// Where it listens, for a socket.

@@ -10,6 +10,7 @@ use crate::{files, none, root, text};
 /// nothing may use it.
 const LIBRARIES: &[(&str, &[&str])] = &[
     ("artifact", &[]),
+    ("browser", &[]),
     ("data", &["artifact"]),
     ("stage", &["artifact"]),
     ("torch-ext", &[]),

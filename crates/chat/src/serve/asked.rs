@@ -1,19 +1,18 @@
 //! What a request asks for, checked against what its model can.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use data::encode::chat_prompt;
 use data::format::Message;
 use model::generate::{Report, Request, Sampling, StopRules};
 use serde_json::Value;
-use tokio::sync::mpsc;
 use training::respond::sample_seed;
 
 use super::fields::{Fields, wrong};
+use super::mailbox::mailbox;
 use super::models::Served;
-use super::queue::Work;
+use super::queue::{Telling, Work};
 use super::refusal::Refusal;
 use super::reply::Pieces;
 
@@ -163,24 +162,18 @@ impl Asked {
             prompt: self.echo && self.logprobs.is_some(),
         };
         let choices = self.prompts.iter().flat_map(|prompt| (0..self.n).map(move |_| prompt));
-        let requests: Vec<Request> =
-            choices.enumerate().map(|(choice, prompt)| self.request(prompt, choice)).collect();
-        // Room for every piece: the prompt's, one for each token, and the end.
-        let pieces =
-            if self.stream { |r: &Request| r.max_new_tokens + 2 } else { |_: &Request| 2 };
-        let (to, from) = mpsc::channel(requests.iter().map(pieces).sum());
-        let taken = Arc::new(AtomicUsize::new(0));
-        let work = requests.into_iter().enumerate().map(|(choice, request)| Work {
-            choice,
-            request,
-            stop: Arc::clone(&stop),
-            report,
-            stream: self.stream,
-            to: to.clone(),
-            taken: Arc::clone(&taken),
-            deadline,
+        let requests = choices.enumerate().map(|(choice, prompt)| self.request(prompt, choice));
+        let telling = match (self.stream, self.logprobs) {
+            (false, _) => Telling::Nothing,
+            (true, None) => Telling::Text,
+            (true, Some(_)) => Telling::Tokens,
+        };
+        let (mailbox, senders) = mailbox(self.prompts.len() * self.n);
+        let work = requests.zip(senders).map(|(request, to)| {
+            let stop = Arc::clone(&stop);
+            Work { request, stop, report, telling, to, deadline }
         });
-        (work.collect(), Pieces::new(from, Arc::clone(&taken), deadline))
+        (work.collect(), Pieces::new(mailbox, deadline))
     }
 }
 

@@ -1,5 +1,8 @@
 //! The models that are served: how they are called, what they can, and the thread that each runs on.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
@@ -7,12 +10,13 @@ use anyhow::anyhow;
 use data::template::ChatTemplate;
 use data::tokenizer::Tokenizer;
 use model::generate::{Engine, Limits};
-use model::{ModelConfig, Precision};
+use model::{Decoder, ModelConfig, Precision};
 use stage::{ErrorExt as _, UsageError};
 use tch::Device;
 use training::peft::Place;
 
 use super::queue::Queue;
+use super::shape::drops_first_space;
 use super::worker::Live;
 use crate::names::{name_and_dir, name_of};
 
@@ -37,6 +41,8 @@ pub(crate) struct Served {
     pub(crate) token_bytes: Vec<Box<[u8]>>,
     /// How many of them are text: none of a special token's.
     pub(crate) text_bytes: Vec<u16>,
+    /// Whether a text's first token stands for a space that the text does not begin with.
+    pub(crate) drops_first_space: bool,
     pub(crate) queue: Queue,
 }
 
@@ -114,6 +120,7 @@ impl Named {
         let (token_bytes, text_bytes) = (tokenizer.token_bytes(), tokenizer.byte_lengths());
         Ok(Served {
             id: self.id.clone(),
+            drops_first_space: drops_first_space(&tokenizer, &token_bytes),
             tokenizer,
             template,
             limits,
@@ -137,26 +144,51 @@ fn context(config: &ModelConfig, running: Running, shown: &str) -> anyhow::Resul
     }
 }
 
-/// Starts a model's thread and waits until its weights are there. The thread ends when the queue is closed and what waited is
-/// answered, or with an error.
+/// Reads the weights of all models. Those over the same base share its weights.
+pub(crate) fn load(named: &[Named], running: Running) -> anyhow::Result<Vec<Decoder>> {
+    let base = |named: &Named| fs_err::canonicalize(&named.place.base);
+    let bases = named.iter().map(base).collect::<Result<Vec<_>, _>>().usage()?;
+    let mut shared: HashMap<&PathBuf, Decoder> = HashMap::new();
+    let mut all = Vec::with_capacity(named.len());
+    for (named, base) in named.iter().zip(&bases) {
+        let alone = bases.iter().filter(|other| *other == base).count() == 1;
+        all.push(if alone {
+            named.place.load(running.device, running.precision)?
+        } else {
+            let whole = match shared.entry(base) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => {
+                    let plain = Place { adapter: None, ..named.place.clone() };
+                    new.insert(plain.load(running.device, running.precision)?)
+                }
+            };
+            named.place.load_over(whole)?
+        });
+    }
+    Ok(all)
+}
+
+/// Starts a model's thread and waits until it is ready. The thread ends when the queue is closed and what waited is answered,
+/// or with an error.
 pub(crate) fn start(
-    named: &Named,
+    decoder: Decoder,
     served: &Arc<Served>,
     running: Running,
 ) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
-    let (ready, loaded) = mpsc::channel();
-    let (place, served) = (named.place.clone(), Arc::clone(served));
-    let thread = thread::Builder::new().name(named.id.clone()).spawn(move || {
-        let result = work(&place, &served, running, &ready);
+    let (ready, started) = mpsc::channel();
+    let served = Arc::clone(served);
+    let id = served.id.clone();
+    let thread = thread::Builder::new().name(id.clone()).spawn(move || {
+        let result = work(&decoder, &served, running, &ready);
         // Whatever happened, nobody waits for an answer that does not come.
         served.queue.break_off();
         result
     })?;
-    match loaded.recv() {
+    match started.recv() {
         Ok(()) => Ok(thread),
         // It ended before: with an error, or with a panic, which the main thread carries on.
         Err(_) => match thread.join() {
-            Ok(Ok(())) => Err(anyhow!("the thread of model `{}` ended at once", named.id)),
+            Ok(Ok(())) => Err(anyhow!("the thread of model `{id}` ended at once")),
             Ok(Err(error)) => Err(error),
             Err(panic) => std::panic::resume_unwind(panic),
         },
@@ -164,13 +196,12 @@ pub(crate) fn start(
 }
 
 fn work(
-    place: &Place,
+    decoder: &Decoder,
     served: &Served,
     running: Running,
     ready: &mpsc::Sender<()>,
 ) -> anyhow::Result<()> {
-    let decoder = place.load(running.device, running.precision)?;
-    let mut engine = Engine::new(&decoder, running.rows, served.limits.context)?;
+    let mut engine = Engine::new(decoder, running.rows, served.limits.context)?;
     let _ = ready.send(());
     engine.serve(&mut Live::new(&served.queue, &served.tokenizer))?;
     Ok(())

@@ -1,28 +1,33 @@
 //! Requests on their way to a model's worker.
 
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use model::generate::{Finish, Generated, PromptToken, Report, Request, StopRules};
-use tokio::sync::mpsc;
+use model::generate::{Finish, Generated, Report, Request, StopRules};
+
+use super::mailbox::Sender;
 
 /// One answer that a client waits for.
 #[derive(Debug)]
 pub(crate) struct Work {
-    /// Which of the client's choices it is.
-    pub(crate) choice: usize,
     pub(crate) request: Request,
     pub(crate) stop: Arc<StopRules>,
     pub(crate) report: Report,
-    /// Whether every token is sent by itself.
-    pub(crate) stream: bool,
-    /// To the client; closed where it has left. It has room for every piece of the answer, so the worker never waits.
-    pub(crate) to: mpsc::Sender<Piece>,
-    /// How many pieces the client has taken, of all its choices.
-    pub(crate) taken: Arc<AtomicUsize>,
+    pub(crate) telling: Telling,
+    /// To the client. It takes whatever it is given, so the worker never waits.
+    pub(crate) to: Sender,
     pub(crate) deadline: Instant,
+}
+
+/// What a client is told before its answer is whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Telling {
+    Nothing,
+    /// The text as it comes.
+    Text,
+    /// Every token too.
+    Tokens,
 }
 
 /// A token of an answer.
@@ -33,15 +38,7 @@ pub(crate) struct Token {
     pub(crate) top: Vec<(i64, f32)>,
 }
 
-/// Part of an answer.
-#[derive(Debug)]
-pub(crate) enum Piece {
-    Prompt { choice: usize, tokens: Vec<PromptToken> },
-    Token { choice: usize, token: Token, text: String },
-    End { choice: usize, end: Result<End, Failure> },
-}
-
-/// A finished answer: with its tokens and text where they were not sent one by one.
+/// A finished answer: with its tokens and text where they were not told as they came.
 #[derive(Debug)]
 pub(crate) struct End {
     pub(crate) finish: Finish,
@@ -65,10 +62,10 @@ pub(crate) enum Failure {
 }
 
 impl End {
-    pub(crate) fn new(generated: Generated, stream: bool, tops: Vec<Vec<(i64, f32)>>) -> Self {
+    pub(crate) fn new(generated: Generated, told: Telling, tops: Vec<Vec<(i64, f32)>>) -> Self {
         let Generated { ids, text, logprobs, finish } = generated;
         let count = ids.len();
-        if stream {
+        if told != Telling::Nothing {
             return Self { finish, count, text: String::new(), tokens: Vec::new() };
         }
         let mut tops = tops.into_iter();
@@ -124,7 +121,7 @@ impl Queue {
             return Err(NotTaken::Closed);
         }
         if state.waiting.len() + work.len() > self.max_waiting {
-            state.waiting.retain(|work| !work.to.is_closed());
+            state.waiting.retain(|work| !work.to.has_left());
             if state.waiting.len() + work.len() > self.max_waiting {
                 return Err(NotTaken::Full(state.waiting.len()));
             }
@@ -156,8 +153,8 @@ impl Queue {
     pub(crate) fn break_off(&self) {
         let mut state = self.lock();
         (state.closed, state.broken_off) = (true, true);
-        for Work { choice, to, .. } in state.waiting.drain(..) {
-            let _ = to.try_send(Piece::End { choice, end: Err(Failure::Stopping) });
+        for work in state.waiting.drain(..) {
+            work.to.end(Err(Failure::Stopping));
         }
         self.changed.notify_all();
     }

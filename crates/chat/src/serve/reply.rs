@@ -1,11 +1,9 @@
 //! Answers as OpenAI's clients read them: whole, or as server-sent events.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,39 +11,42 @@ use axum::body::{Bytes, HttpBody};
 use hyper::body::Frame;
 use model::generate::Finish;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
 use super::asked::{Asked, Shape};
-use super::queue::{End, Failure, Piece};
+use super::mailbox::{Mailbox, News};
+use super::queue::{End, Failure};
 use super::refusal::Refusal;
 use super::shape::{TextAt, Told};
 
 /// A worker that has not said within this time that a request is over is not waited for.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// The pieces of an answer as they come; it always ends, if need be with a failure.
+/// How long a stream rests after it has sent something, unless its answer ends: nobody sees text come in smaller steps, and
+/// sending costs as much as a step of the model does for a row.
+const REST: Duration = Duration::from_millis(30);
+
+/// An answer as it comes; it always ends, if need be with a failure.
 pub(crate) struct Pieces {
-    from: mpsc::Receiver<Piece>,
-    taken: Arc<AtomicUsize>,
+    mailbox: Mailbox,
     late: Pin<Box<Sleep>>,
 }
 
 impl Pieces {
-    pub(crate) fn new(
-        from: mpsc::Receiver<Piece>,
-        taken: Arc<AtomicUsize>,
-        deadline: Instant,
-    ) -> Self {
+    pub(crate) fn new(mailbox: Mailbox, deadline: Instant) -> Self {
         let late = Box::pin(tokio::time::sleep_until((deadline + GRACE).into()));
-        Self { from, taken, late }
+        Self { mailbox, late }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, Failure>> {
-        if let Poll::Ready(piece) = self.from.poll_recv(cx) {
-            self.taken.fetch_add(1, Ordering::Relaxed);
-            // Without a piece the worker is gone, and has said why on its own thread.
-            return Poll::Ready(piece.ok_or(Failure::Stopping));
+    /// What is new, by choice; with `patient` not before an answer has ended.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        patient: bool,
+    ) -> Poll<Result<Vec<(usize, News)>, Failure>> {
+        if let Poll::Ready(news) = self.mailbox.poll(cx, patient) {
+            // Without news the worker is gone, and has said why on its own thread.
+            return Poll::Ready(news.ok_or(Failure::Stopping));
         }
         ready!(self.late.as_mut().poll(cx));
         Poll::Ready(Err(Failure::Timeout))
@@ -85,15 +86,10 @@ impl Frames {
         self.asked.prompts.len() * self.asked.n
     }
 
-    fn object(&self, choices: &[Value], chunk: bool) -> Value {
-        let object = match (self.asked.shape, chunk) {
-            (Shape::Chat, false) => "chat.completion",
-            (Shape::Chat, true) => "chat.completion.chunk",
-            (Shape::Completion, _) => "text_completion",
-        };
+    /// What every object of an answer begins with.
+    fn object(&self, object: &str) -> Value {
         json!({
             "id": self.id, "object": object, "created": self.created, "model": self.asked.served.id,
-            "choices": choices,
         })
     }
 
@@ -111,10 +107,9 @@ impl Frames {
         let mut prompts = vec![Vec::new(); self.choices()];
         let (mut open, mut count) = (choices.len(), 0);
         while open > 0 {
-            match poll_fn(|cx| pieces.poll(cx)).await? {
-                Piece::Prompt { choice, tokens } => prompts[choice] = tokens,
-                Piece::Token { .. } => {}
-                Piece::End { choice, end } => {
+            for (choice, news) in poll_fn(|cx| pieces.poll(cx, true)).await? {
+                prompts[choice].extend(news.prompt.unwrap_or_default());
+                if let Some(end) = news.end {
                     let end = end?;
                     count += end.count;
                     open -= 1;
@@ -123,7 +118,11 @@ impl Frames {
                 }
             }
         }
-        let mut object = self.object(&choices.into_iter().flatten().collect::<Vec<_>>(), false);
+        let mut object = self.object(match self.asked.shape {
+            Shape::Chat => "chat.completion",
+            Shape::Completion => "text_completion",
+        });
+        object["choices"] = choices.into_iter().flatten().collect();
         object["usage"] = self.usage(count);
         Ok(object)
     }
@@ -132,7 +131,7 @@ impl Frames {
         let reason = reason(end.finish);
         let mut told = prompt;
         told.extend(end.tokens);
-        let logprobs = self.logprobs(&told, &mut TextAt::default());
+        let logprobs = self.logprobs(&told, &mut self.text_at(choice));
         match self.asked.shape {
             Shape::Chat => json!({
                 "index": choice,
@@ -150,6 +149,12 @@ impl Frames {
     fn echoed(&self, choice: usize) -> String {
         let prompt = &self.asked.prompts[choice / self.asked.n];
         if self.asked.echo { prompt.text.clone() } else { String::new() }
+    }
+
+    /// Where a choice's text begins.
+    fn text_at(&self, choice: usize) -> TextAt {
+        let prompt = &self.asked.prompts[choice / self.asked.n];
+        self.asked.served.text_at(self.asked.echo, &prompt.ids)
     }
 
     fn logprobs(&self, told: &Told, at: &mut TextAt) -> Value {
@@ -172,8 +177,11 @@ fn reason(finish: Finish) -> &'static str {
 pub(crate) struct Events {
     frames: Frames,
     pieces: Pieces,
+    /// What stands before and behind the choice of every event.
+    around: [String; 2],
     /// Events that are ready.
-    ready: VecDeque<Bytes>,
+    ready: String,
+    rest: Pin<Box<Sleep>>,
     /// Where the text of each choice has come to.
     at: Vec<TextAt>,
     open: usize,
@@ -183,8 +191,18 @@ pub(crate) struct Events {
 impl Events {
     pub(crate) fn new(frames: Frames, pieces: Pieces) -> Self {
         let open = frames.choices();
-        let at = (0..open).map(|_| TextAt::default()).collect();
-        let mut events = Self { frames, pieces, ready: VecDeque::new(), at, open, count: 0 };
+        let at = (0..open).map(|choice| frames.text_at(choice)).collect();
+        let object = frames.object(match frames.asked.shape {
+            Shape::Chat => "chat.completion.chunk",
+            Shape::Completion => "text_completion",
+        });
+        let head = object.to_string();
+        let head = head.trim_end_matches('}');
+        let usage = if frames.asked.include_usage { ",\"usage\":null" } else { "" };
+        let around = [format!("data: {head},\"choices\":["), format!("]{usage}}}\n\n")];
+        let rest = Box::pin(tokio::time::sleep(Duration::ZERO));
+        let ready = String::new();
+        let mut events = Self { frames, pieces, around, ready, rest, at, open, count: 0 };
         events.begin();
         events
     }
@@ -207,74 +225,67 @@ impl Events {
     }
 
     fn chat(&mut self, choice: usize, delta: &Value, logprobs: &Value, reason: Option<&str>) {
-        self.send(json!({
+        self.send(&json!({
             "index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": reason,
         }));
     }
 
     fn completion(&mut self, choice: usize, text: &str, logprobs: &Value, reason: Option<&str>) {
-        self.send(json!({
+        self.send(&json!({
             "index": choice, "text": text, "logprobs": logprobs, "finish_reason": reason,
         }));
     }
 
-    fn send(&mut self, choice: Value) {
-        let mut object = self.frames.object(&[choice], true);
+    fn send(&mut self, choice: &Value) {
+        let [before, behind] = &self.around;
+        // Writing to a string cannot fail.
+        let _ = write!(self.ready, "{before}{choice}{behind}");
+    }
+
+    fn take(&mut self, choice: usize, news: News) {
+        let News { prompt, text, tokens, end } = news;
+        if let Some(tokens) = prompt {
+            let text = self.frames.echoed(choice);
+            let logprobs = self.frames.logprobs(&tokens.into(), &mut self.at[choice]);
+            self.completion(choice, &text, &logprobs, None);
+        }
+        if !text.is_empty() || !tokens.is_empty() {
+            let logprobs = self.frames.logprobs(&tokens.into(), &mut self.at[choice]);
+            match self.frames.asked.shape {
+                Shape::Chat => self.chat(choice, &json!({ "content": text }), &logprobs, None),
+                Shape::Completion => self.completion(choice, &text, &logprobs, None),
+            }
+        }
+        match end {
+            Some(Ok(end)) => self.end(choice, &end),
+            Some(Err(failure)) => self.fail(failure),
+            None => {}
+        }
+    }
+
+    fn end(&mut self, choice: usize, end: &End) {
+        let reason = Some(reason(end.finish));
+        match self.frames.asked.shape {
+            Shape::Chat => self.chat(choice, &json!({}), &Value::Null, reason),
+            Shape::Completion => self.completion(choice, "", &Value::Null, reason),
+        }
+        self.count += end.count;
+        self.open -= 1;
+        if self.open > 0 {
+            return;
+        }
         if self.frames.asked.include_usage {
-            object["usage"] = Value::Null;
+            let usage = self.frames.usage(self.count);
+            let [before, _] = &self.around;
+            let _ = write!(self.ready, "{before}],\"usage\":{usage}}}\n\n");
         }
-        self.push(&object);
+        self.ready.push_str("data: [DONE]\n\n");
     }
 
-    fn push(&mut self, data: &Value) {
-        self.ready.push_back(format!("data: {data}\n\n").into());
-    }
-
-    fn take(&mut self, piece: Result<Piece, Failure>) {
-        match piece {
-            Ok(Piece::Prompt { choice, tokens }) => {
-                let text = self.frames.echoed(choice);
-                let logprobs = self.frames.logprobs(&tokens.into(), &mut self.at[choice]);
-                self.completion(choice, &text, &logprobs, None);
-            }
-            Ok(Piece::Token { choice, token, text }) => {
-                if text.is_empty() && self.frames.asked.logprobs.is_none() {
-                    return;
-                }
-                let told = Told::from(vec![token]);
-                let logprobs = self.frames.logprobs(&told, &mut self.at[choice]);
-                match self.frames.asked.shape {
-                    Shape::Chat => self.chat(choice, &json!({ "content": text }), &logprobs, None),
-                    Shape::Completion => self.completion(choice, &text, &logprobs, None),
-                }
-            }
-            Ok(Piece::End { choice, end: Ok(end) }) => {
-                let reason = Some(reason(end.finish));
-                match self.frames.asked.shape {
-                    Shape::Chat => self.chat(choice, &json!({}), &Value::Null, reason),
-                    Shape::Completion => self.completion(choice, "", &Value::Null, reason),
-                }
-                self.count += end.count;
-                self.open -= 1;
-                if self.open == 0 {
-                    self.finish();
-                }
-            }
-            // The status has been sent long ago; the error is an event of its own, as OpenAI has it.
-            Ok(Piece::End { end: Err(failure), .. }) | Err(failure) => {
-                self.push(&Refusal::from(failure).body());
-                self.open = 0;
-            }
-        }
-    }
-
-    fn finish(&mut self) {
-        if self.frames.asked.include_usage {
-            let mut object = self.frames.object(&[], true);
-            object["usage"] = self.frames.usage(self.count);
-            self.push(&object);
-        }
-        self.ready.push_back(Bytes::from_static(b"data: [DONE]\n\n"));
+    /// The status has been sent long ago; the error is an event of its own, as OpenAI has it, and the last.
+    fn fail(&mut self, failure: Failure) {
+        let _ = write!(self.ready, "data: {}\n\n", Refusal::from(failure).body());
+        self.open = 0;
     }
 }
 
@@ -287,14 +298,25 @@ impl HttpBody for Events {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Poll::Ready(Some(Ok(Frame::data(event))));
+            if !self.ready.is_empty() {
+                let events = Bytes::from(std::mem::take(&mut self.ready));
+                return Poll::Ready(Some(Ok(Frame::data(events))));
             }
             if self.open == 0 {
                 return Poll::Ready(None);
             }
-            let piece = ready!(self.pieces.poll(cx));
-            self.take(piece);
+            let rests = self.rest.as_mut().poll(cx).is_pending();
+            match ready!(self.pieces.poll(cx, rests)) {
+                Ok(all) => {
+                    for (choice, news) in all {
+                        if self.open > 0 {
+                            self.take(choice, news);
+                        }
+                    }
+                    self.rest.as_mut().reset(tokio::time::Instant::now() + REST);
+                }
+                Err(failure) => self.fail(failure),
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Tokens with their log-probabilities, in the forms of the two endpoints.
 
+use data::tokenizer::Tokenizer;
 use model::generate::PromptToken;
 use serde_json::{Map, Value, json};
 
@@ -17,6 +18,8 @@ pub(crate) struct TextAt {
     chars: usize,
     /// Bytes of a character that is not whole.
     part: Vec<u8>,
+    /// Whether the first token's space is not part of the text.
+    drops_space: bool,
 }
 
 impl From<Vec<PromptToken>> for Told {
@@ -82,6 +85,8 @@ impl Told {
 impl TextAt {
     /// Counts the characters that `bytes` begin or make whole.
     fn add(&mut self, bytes: &[u8]) {
+        let dropped = std::mem::take(&mut self.drops_space).then(|| bytes.strip_prefix(b" "));
+        let bytes = dropped.flatten().unwrap_or(bytes);
         self.part.extend_from_slice(bytes);
         match std::str::from_utf8(&self.part) {
             Ok(text) => {
@@ -100,7 +105,26 @@ impl TextAt {
     }
 }
 
+/// Whether texts begin without the space that their first token stands for: SentencePiece's tokenizers put one before every
+/// text and take it away again.
+pub(super) fn drops_first_space(tokenizer: &Tokenizer, token_bytes: &[Box<[u8]>]) -> bool {
+    let word = |bytes: &[u8]| {
+        let rest = bytes.strip_prefix(b" ").filter(|rest| !rest.is_empty() && rest[0] != b' ');
+        rest.is_some_and(|rest| std::str::from_utf8(rest).is_ok())
+    };
+    let id = token_bytes.iter().position(|bytes| word(bytes));
+    let text = id.map(|id| (&token_bytes[id][1..], tokenizer.decode(&[id as u32], false)));
+    text.is_some_and(|(rest, text)| text.is_ok_and(|text| text.as_bytes() == rest))
+}
+
 impl Served {
+    /// Where a text begins: the prompt's with `echo`, otherwise that of the answer to it.
+    pub(super) fn text_at(&self, echo: bool, prompt: &[i64]) -> TextAt {
+        // Behind text a space is kept.
+        let first = echo || !prompt.iter().any(|id| self.is_text(*id));
+        TextAt { drops_space: first && self.drops_first_space, ..TextAt::default() }
+    }
+
     fn is_text(&self, id: i64) -> bool {
         usize::try_from(id).ok().and_then(|id| self.text_bytes.get(id)).is_some_and(|len| *len > 0)
     }

@@ -2,6 +2,7 @@
 
 mod answers;
 mod clients;
+mod offsets;
 mod refusals;
 
 use std::path::PathBuf;
@@ -80,12 +81,16 @@ struct Yard {
 impl Yard {
     fn new(running: Running, limits: Limits) -> Self {
         let dir = MODELS.display();
-        let named =
-            models::find(&[format!("{dir}/talker"), format!("plain={dir}/writer")], &[]).unwrap();
-        let served = named.iter().map(|one| {
+        Self::of(&[format!("{dir}/talker"), format!("plain={dir}/writer")], running, limits)
+    }
+
+    fn of(models: &[String], running: Running, limits: Limits) -> Self {
+        let named = models::find(models, &[]).unwrap();
+        let decoders = models::load(&named, running).unwrap();
+        let served = named.iter().zip(decoders).map(|(one, decoder)| {
             let queue = Queue::new(limits.waiting, limits.client);
             let served = Arc::new(one.open(running, queue).unwrap());
-            models::start(one, &served, running).unwrap();
+            models::start(decoder, &served, running).unwrap();
             served
         });
         let served: Vec<_> = served.collect();

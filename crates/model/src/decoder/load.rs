@@ -71,7 +71,7 @@ impl Decoder {
         }
         let layout = layout(&config);
         let files = WeightFiles::open(dir)?;
-        let LoadOptions { device, precision, trainable } = loading.options;
+        let LoadOptions { device, precision, .. } = loading.options;
         let adapter = loading.adapter_files.map(AdapterFiles::adapter).or(loading.adapter);
         let adapter = adapter.map(|adapter| adapter.resolved(config.architecture));
         let origin = if loading.adapter_files.is_some() { Origin::Files } else { Origin::New };
@@ -88,28 +88,68 @@ impl Decoder {
             return Ok(Self::assemble(config, &layout, params));
         };
         params.set_trainable(|name| attachment.trained.contains(name));
-        let mut starts = BTreeMap::new();
-        let ids: Vec<BlockId> =
-            attachment.blocks.iter().map(|spec| params.add(spec, trainable)).collect();
-        for (spec, id) in attachment.blocks.iter().zip(&ids) {
-            for (p, part) in spec.parts.iter().enumerate() {
-                params.fill(*id, p, &start_of(part, loading.seed)?)?;
-            }
-        }
-        if matches!(&adapter.method, Method::Lora(lora) if lora.init_lora_weights == InitLora::Pissa)
-        {
-            starts = cut_principal(&mut params, &attachment, &files, &config)?;
-        }
+        let ids = add(&mut params, &attachment, loading)?;
+        let pissa = matches!(&adapter.method, Method::Lora(lora) if lora.init_lora_weights == InitLora::Pissa);
+        let starts = if pissa {
+            cut_principal(&mut params, &attachment, &files, &config)?
+        } else {
+            BTreeMap::new()
+        };
         set_magnitudes(&mut params, &attachment, config.is_conv1d())?;
         if let Some(files) = loading.adapter_files {
             put(&mut params, files, &attachment, config.ties_head())?;
         }
-        params.refresh_compute();
-        let mut decoder = Self::assemble(config, &layout, params);
-        decoder.wire(&attachment, &ids, &adapter);
-        let Attachment { modules, trained, .. } = attachment;
-        decoder.attached = Some(Attached { adapter, modules, trained, starts });
+        let mut decoder = Self::wired((config, &layout), params, &ids, (adapter, attachment));
+        if let Some(attached) = &mut decoder.attached {
+            attached.starts = starts;
+        }
         Ok(decoder)
+    }
+
+    /// The model with the adapter of these files over it, frozen: a handle that shares the model's weights, but for those that
+    /// the adapter has whole. The decoder itself stays as it is.
+    ///
+    /// # Errors
+    /// An adapter that does not fit the model, that needs another output layer, or that trains whole what is in 4 bits; a
+    /// `PiSSA`, which has taken a part of the weights for itself.
+    pub fn with_adapter(&self, files: &AdapterFiles) -> Result<Self> {
+        let adapter = files.adapter().resolved(self.config.architecture);
+        if self.attached.is_some() || files.takes_from_base() || files.head() != self.config.head {
+            return Err(Error::Adapter(format!(
+                "{}: it cannot share the weights of a loaded model; load it with a model of its own",
+                files.dir().display()
+            )));
+        }
+        let layout = layout(&self.config);
+        let attachment = attach(&adapter, &self.config, &layout, Origin::Files)?;
+        for (id, spec) in layout.blocks.iter().enumerate() {
+            let trained = spec.parts.iter().find(|part| attachment.trained.contains(&part.name));
+            if let Some(part) = trained.filter(|_| self.params.is_four_bit(id)) {
+                return Err(trained_whole(part.module(), "give the model in full precision"));
+            }
+        }
+        let mut params = self.params.frozen(&attachment.trained);
+        let ids = add(&mut params, &attachment, &Loading::default())?;
+        set_magnitudes(&mut params, &attachment, self.config.is_conv1d())?;
+        put(&mut params, files, &attachment, self.config.ties_head())?;
+        let config = self.config.clone();
+        Ok(Self::wired((config, &layout), params, &ids, (adapter, attachment)))
+    }
+
+    /// A decoder over parameters that are all set, with its adapter's at work.
+    fn wired(
+        (config, layout): (ModelConfig, &ModelLayout),
+        mut params: Params,
+        ids: &[BlockId],
+        (adapter, attachment): (Adapter, Attachment),
+    ) -> Self {
+        params.refresh_compute();
+        let mut decoder = Self::assemble(config, layout, params);
+        decoder.wire(&attachment, ids, &adapter);
+        let Attachment { modules, trained, .. } = attachment;
+        let starts = BTreeMap::new();
+        decoder.attached = Some(Attached { adapter, modules, trained, starts });
+        decoder
     }
 
     /// Puts the adapter's parameters to work.
@@ -147,7 +187,7 @@ impl Decoder {
             ));
         }
         let config = self.config.clone();
-        Ok(Self::assemble(config, &layout(&self.config), self.params.frozen()))
+        Ok(Self::assemble(config, &layout(&self.config), self.params.frozen(&BTreeSet::new())))
     }
 
     pub(crate) fn layers(&self) -> &[super::Layer] {
@@ -231,6 +271,22 @@ fn keeping(
         });
     }
     Ok(keep)
+}
+
+/// Adds the adapter's parameters as a new one's start.
+fn add(
+    params: &mut Params,
+    attachment: &Attachment,
+    loading: &Loading<'_>,
+) -> Result<Vec<BlockId>> {
+    let trains = loading.options.trainable;
+    let ids: Vec<BlockId> = attachment.blocks.iter().map(|spec| params.add(spec, trains)).collect();
+    for (spec, id) in attachment.blocks.iter().zip(&ids) {
+        for (p, part) in spec.parts.iter().enumerate() {
+            params.fill(*id, p, &start_of(part, loading.seed)?)?;
+        }
+    }
+    Ok(ids)
 }
 
 /// Sets the adapter's parameters, and those of the model that were trained beside it.

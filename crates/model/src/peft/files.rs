@@ -86,6 +86,11 @@ impl AdapterFiles {
         self.head
     }
 
+    /// Whether a part of the base's weights is taken away for it, as for a `PiSSA`.
+    pub fn takes_from_base(&self) -> bool {
+        matches!(&self.adapter.method, Method::Lora(lora) if lora.init_lora_weights == InitLora::Pissa)
+    }
+
     /// Number of parameters that train when it is trained further, from the model's config alone.
     ///
     /// # Errors

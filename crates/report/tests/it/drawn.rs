@@ -2,16 +2,16 @@
 
 use std::path::PathBuf;
 
+use browser::{Page, View};
 use serde_json::{Value, json};
 
-use crate::browser::{Page, View};
-use crate::fixture::{Yard, data};
+use crate::fixture::{Yard, data, opened};
 
 const WIDE: View = View { width: 1280, dark: false };
 
 fn open(yard: &Yard) -> (Page, PathBuf) {
     let file = yard.page("quick = [\"runs/quick\"]");
-    (Page::open(&file, WIDE), file)
+    (opened(&file, WIDE), file)
 }
 
 /// The text of what a selector finds first.
@@ -166,7 +166,7 @@ fn configurations_are_compared_key_by_key() {
     let yard = Yard::quick();
     yard.pipeline("long", 1e-2, false);
     let file = yard.page("quick = [\"runs/quick\"]\nlong = [\"runs/long\"]");
-    let mut page = Page::open(&file, WIDE);
+    let mut page = opened(&file, WIDE);
     assert_eq!(page.complaints(), [""; 0]);
     page.eval("(() => { const s = document.querySelectorAll('#lineage select'); s[0].value = 'quick/sft'; s[0].dispatchEvent(new Event('change')); s[1].value = 'long/sft'; s[1].dispatchEvent(new Event('change')); })()");
     assert_eq!(text(&mut page, "#lineage .status"), "2 keys differ");
@@ -219,7 +219,7 @@ fn words_explain_themselves_to_pointer_and_keyboard() {
 #[test]
 fn a_lone_unfinished_run_makes_a_page() {
     let yard = Yard::unfinished();
-    let mut page = Page::open(&yard.page("p = [\"runs/p\"]"), WIDE);
+    let mut page = opened(&yard.page("p = [\"runs/p\"]"), WIDE);
     assert_eq!(page.complaints(), [""; 0]);
     assert!(text(&mut page, "#stages").contains("unfinished"));
     assert!(text(&mut page, "#results").contains("No run of evaluate is among these runs"));

@@ -10,6 +10,7 @@ use artifact::evaluation::{
 };
 use artifact::rows::{Cell, Column, Kind, TableWriter};
 use artifact::{FORMAT_VERSION, Input, Manifest, RunDir, atomic, digest};
+use browser::{Page, View};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -202,6 +203,13 @@ impl Yard {
         assert_eq!(ran.code, 0, "{}", ran.stderr);
         self.path("out/report.html")
     }
+}
+
+/// Opens a report and waits until it is drawn.
+pub(crate) fn opened(file: &Path, view: View) -> Page {
+    let mut page = Page::open(&format!("file://{}", file.display()), view);
+    page.wait_for("document.querySelector('#numbers div') !== null || window.failed");
+    page
 }
 
 /// Writes the manifest.

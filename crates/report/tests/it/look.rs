@@ -1,37 +1,18 @@
 //! Whether the page can be read: by everybody, in light and dark, on a phone and on paper.
 
-use std::path::Path;
-
+use browser::{VIEWS, View};
 use serde_json::json;
 
-use crate::browser::{Page, View};
-use crate::fixture::Yard;
-
-/// axe-core, which `scripts/browser --install` puts beside Chromium.
-fn axe() -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .ancestors()
-        .nth(2)
-        .unwrap()
-        .join(".browser/axe.min.js");
-    fs_err::read_to_string(&path).unwrap_or_else(|error| {
-        panic!("axe-core is missing ({error}); get it with: scripts/browser --install")
-    })
-}
+use crate::fixture::{Yard, opened};
 
 #[test]
 fn axe_finds_nothing_in_light_and_dark_on_desktop_and_phone() {
     let yard = Yard::quick();
     let file = yard.page("quick = [\"runs/quick\"]");
-    let axe = axe();
-    for (width, dark) in [(1280, false), (1280, true), (390, false), (390, true)] {
-        let mut page = Page::open(&file, View { width, dark });
+    for view in VIEWS {
+        let mut page = opened(&file, view);
         page.eval("document.querySelectorAll('details').forEach(d => d.open = true)");
-        page.eval(&format!("{axe}; true"));
-        let found = page.eval(
-            "axe.run(document, {resultTypes: ['violations']}).then(r => r.violations.map(v => v.id + ': ' + v.help + ' ' + v.nodes.slice(0, 3).map(n => n.html.slice(0, 200) + ' ' + (n.any[0]?.message ?? '')).join(' | ')))",
-        );
-        assert_eq!(found, json!([]), "{width} {dark}");
+        assert_eq!(page.axe(), json!([]), "{view:?}");
     }
 }
 
@@ -39,7 +20,7 @@ fn axe_finds_nothing_in_light_and_dark_on_desktop_and_phone() {
 fn the_theme_follows_the_system_and_the_button() {
     let yard = Yard::quick();
     let file = yard.page("quick = [\"runs/quick\"]");
-    let mut page = Page::open(&file, View { width: 1280, dark: false });
+    let mut page = opened(&file, View { width: 1280, dark: false });
     let ground = "getComputedStyle(document.body).backgroundColor";
     let (light, dark) = ("rgb(246, 247, 249)", "rgb(20, 23, 27)");
     assert_eq!(page.eval(ground), light);
@@ -61,12 +42,9 @@ fn nothing_is_wider_than_the_page() {
     let yard = Yard::quick();
     let file = yard.page("quick = [\"runs/quick\"]");
     for width in [360, 390, 768, 1280] {
-        let mut page = Page::open(&file, View { width, dark: false });
+        let mut page = opened(&file, View { width, dark: false });
         page.eval("document.querySelectorAll('details').forEach(d => d.open = true)");
-        let wide = page.eval(
-            "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, .unseen, .skip, svg') && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 120))",
-        );
-        assert_eq!(wide, json!([]), "at {width}");
+        assert_eq!(page.too_wide(".scroll, .unseen, .skip, svg"), json!([]), "at {width}");
         assert!(
             page.eval("document.documentElement.scrollWidth").as_u64().unwrap() <= u64::from(width)
         );
@@ -77,7 +55,7 @@ fn nothing_is_wider_than_the_page() {
 fn everything_is_reached_by_the_tab_key_in_order() {
     let yard = Yard::quick();
     let file = yard.page("quick = [\"runs/quick\"]");
-    let mut page = Page::open(&file, View { width: 1280, dark: false });
+    let mut page = opened(&file, View { width: 1280, dark: false });
     let mut seen = Vec::new();
     for _ in 0..12 {
         page.key("Tab");
@@ -96,7 +74,7 @@ fn everything_is_reached_by_the_tab_key_in_order() {
 fn it_prints() {
     let yard = Yard::quick();
     let file = yard.page("quick = [\"runs/quick\"]");
-    let mut page = Page::open(&file, View { width: 1280, dark: true });
+    let mut page = opened(&file, View { width: 1280, dark: true });
     page.call(
         "Emulation.setEmulatedMedia",
         &json!({"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]}),

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bad_input;
-mod browser;
 mod drawn;
 mod fixture;
 mod look;

@@ -90,6 +90,43 @@ fn what_is_written_is_read_again() {
 }
 
 #[test]
+fn adapters_over_one_model_are_as_if_loaded_alone_and_share_its_weights() {
+    for architecture in [Architecture::Qwen2, Architecture::Gpt2] {
+        let dir = base(architecture);
+        let shared = plain(dir.path());
+        let before = logits(&shared);
+        let biases = lora(|lora| lora.bias = Bias::All);
+        let whole = saving(lora(|_| {}), &["lm_head"]);
+        for (name, adapter) in
+            every_method().into_iter().chain([("biases", biases), ("whole", whole)])
+        {
+            // GPT-2's output layer is its embedding.
+            if name == "whole" && architecture == Architecture::Gpt2 {
+                continue;
+            }
+            let (out, _) = saved(dir.path(), &adapter);
+            let files = AdapterFiles::open(out.path()).unwrap();
+            let over = shared.with_adapter(&files).unwrap();
+            let alone = load_files(dir.path(), out.path()).unwrap();
+            assert!(logits(&over).equal(&logits(&alone)), "{architecture:?} {name}");
+            assert!(logits(&shared).equal(&before) && !logits(&over).equal(&before), "{name}");
+            assert_eq!((over.params().num_trainable(), over.adapter()), (0, alone.adapter()));
+            for (weight, mine) in shared.params().iter() {
+                let theirs = over.params().get(weight).unwrap();
+                let apart = match name {
+                    "biases" => weight.ends_with("bias"),
+                    "whole" => weight == "lm_head.weight",
+                    _ => false,
+                };
+                assert_eq!(mine.data_ptr() != theirs.data_ptr(), apart, "{name}: {weight}");
+            }
+            let twice = message(over.with_adapter(&files));
+            assert!(twice.contains("it cannot share the weights of a loaded model"), "{twice}");
+        }
+    }
+}
+
+#[test]
 fn every_method_is_the_same_after_a_save_for_every_family() {
     for architecture in Architecture::ALL {
         let dir = base(architecture);
