@@ -56,10 +56,10 @@ impl Before {
         Self { device, allocated: now(device).0 }
     }
 
-    /// After the passes, while the gradients are there.
-    pub(crate) fn measure(&self, params: &Params, optimizer: usize) -> MemoryUse {
+    /// After the passes, while the gradients are there: those of `params`, and the bytes of `slices` elsewhere.
+    pub(crate) fn measure(&self, params: &Params, slices: usize, optimizer: usize) -> MemoryUse {
         let [weights, adapter] = params.bytes().map(|bytes| bytes as u64);
-        let gradients = params.grad_bytes() as u64;
+        let gradients = (params.grad_bytes() + slices) as u64;
         let risen = now(self.device).1.saturating_sub(self.allocated);
         MemoryUse {
             weights,

@@ -226,7 +226,8 @@ impl<'a, B: Batch> Run<'a, B> {
         }
         let (names, sums) = self.accumulate(step, loss_scale.scale)?;
         if let Some(before) = before {
-            let memory = before.measure(self.decoder.params(), self.optimizer.bytes());
+            let memory =
+                before.measure(self.decoder.params(), self.reducer.bytes(), self.optimizer.bytes());
             tracing::info!("memory: {memory}");
             self.memory = Some(memory);
         }

@@ -258,7 +258,7 @@ fn the_first_step_is_adamw_on_the_mean_gradient() {
     let step = Batcher::new(rows, plan.settings.batch_config()).next_step().unwrap().unwrap();
     fresh.set_training(true);
     let loss = next_token_loss(&fresh, &step.micro_batches[0]).unwrap().sum;
-    autograd::backward(&(loss / step.num_targets as f64)).unwrap();
+    torch_ext::autograd::backward(&(loss / step.num_targets as f64)).unwrap();
     fresh.params_mut().gather_grads().unwrap();
     for (name, after) in trained.params().iter() {
         let before = fresh.params().get(name).unwrap();
@@ -510,10 +510,17 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_earlier_one() {
     let yard = Yard::new();
     yard.run("run", "steps = 2\ncheckpoint.every_steps = 2").results();
     let ctx = yard.context("run");
-    let failed = checkpoint::save(&ctx, Device::Cpu, 3, &json!({}), |dir| {
-        fs_err::write(dir.join("half"), "x")?;
-        anyhow::bail!("no space left on the disk")
-    });
+    let failed = checkpoint::save(
+        &ctx,
+        &World::alone(Device::Cpu),
+        3,
+        &json!({}),
+        |dir: &Path| {
+            fs_err::write(dir.join("half"), "x")?;
+            anyhow::bail!("no space left on the disk")
+        },
+        &[],
+    );
     let error = stage::report(&failed.unwrap_err());
     assert!(error.starts_with("error: cannot save the checkpoint "), "{error}");
     assert!(error.contains("caused by: no space left on the disk"), "{error}");

@@ -201,6 +201,17 @@ impl Reducer {
         Ok(())
     }
 
+    /// Bytes of this rank's slices of the gradients.
+    pub fn bytes(&self) -> usize {
+        let state = lock(&self.state);
+        state
+            .buckets
+            .iter()
+            .filter_map(|bucket| bucket.own.as_ref())
+            .map(|own| own.numel() * 4)
+            .sum()
+    }
+
     /// Forgets the gradients there are.
     pub fn clear(&self) {
         for bucket in &mut lock(&self.state).buckets {
