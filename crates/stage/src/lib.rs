@@ -57,6 +57,7 @@ mod context;
 mod device;
 mod error;
 mod interrupt;
+mod lock;
 mod logging;
 mod memory;
 pub mod metrics;

@@ -99,7 +99,7 @@ pub fn steps(ctx: &Context) -> anyhow::Result<Vec<u64>> {
 /// directory it is given.
 ///
 /// # Errors
-/// The file system's; the checkpoints from before are then as they were.
+/// The file system's, or an input that changed since the run has read it; the checkpoints from before are then as they were.
 pub fn save<S: Serialize>(
     ctx: &Context,
     device: Device,
@@ -107,6 +107,7 @@ pub fn save<S: Serialize>(
     state: &S,
     write: impl FnOnce(&Path) -> anyhow::Result<()>,
 ) -> anyhow::Result<PathBuf> {
+    ctx.check_unchanged()?;
     let path = path_of(ctx, step);
     save_at(ctx, device, &path, step, state, write)
         .with_context(|| format!("cannot save the checkpoint {}", path.display()))?;

@@ -18,6 +18,7 @@ mod pipelines;
 mod ppo;
 mod refusals;
 mod reward;
+mod sharing;
 mod stand_ins;
 
 use std::path::{Path, PathBuf};
