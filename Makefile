@@ -25,6 +25,7 @@ MODEL    ?=
 PROMPT   ?=
 TARGET   ?= target
 BENCH    ?=
+TORTURE  ?=
 
 BIN := $(TARGET)/release
 
@@ -143,6 +144,10 @@ bench-peers: build ## the same beside transformers, TRL and datasets, in a Pytho
 .PHONY: doctor
 doctor: ## say what of this machine, libtorch and its devices is usable
 	@LIBTORCH='$(LIBTORCH)' scripts/doctor $(BIN)
+
+.PHONY: torture
+torture: build ## kill, stop and starve every stage, and compare what comes out, about an hour (TORTURE=... for options)
+	@scripts/torture --kind all $(TORTURE)
 
 .PHONY: deny
 deny: ## check licences and advisories of the dependencies with cargo-deny

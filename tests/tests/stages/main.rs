@@ -20,6 +20,7 @@ mod refusals;
 mod reward;
 mod sharing;
 mod stand_ins;
+mod torture;
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
