@@ -1,6 +1,6 @@
 //! `scripts/torture`: that it puts a stage through what it says, and that it notices what is wrong.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 use temper_tests::binaries::binary;
