@@ -25,6 +25,8 @@ MODEL    ?=
 PROMPT   ?=
 TARGET   ?= target
 BENCH    ?=
+TORTURE  ?=
+FUZZ     ?=
 
 BIN := $(TARGET)/release
 
@@ -144,11 +146,33 @@ bench-peers: build ## the same beside transformers, TRL and datasets, in a Pytho
 doctor: ## say what of this machine, libtorch and its devices is usable
 	@LIBTORCH='$(LIBTORCH)' scripts/doctor $(BIN)
 
+.PHONY: torture
+torture: build ## kill, stop and starve every stage, and compare what comes out, about an hour (TORTURE=... for options)
+	@scripts/torture --kind all $(TORTURE)
+
+.PHONY: fuzz
+fuzz: ready ## feed damaged files to every reader, a minute each (FUZZ=... for options of scripts/fuzz)
+	@scripts/fuzz $(FUZZ)
+
+.PHONY: sanitize
+sanitize: ready ## run the tests of torch-ext with its C++ under AddressSanitizer
+	@scripts/sanitize
+
+# needs PROGRAM: an error that says how to install it, where cargo has no such command.
+needs = command -v $(1) >/dev/null || { \
+    echo "error: $(1) is missing; install it with: cargo install --locked $(1)" >&2; exit 1; }
+
 .PHONY: deny
-deny: ## check licences and advisories of the dependencies with cargo-deny
-	@command -v cargo-deny >/dev/null || { \
-	    echo "error: cargo-deny is missing; install it with: cargo install --locked cargo-deny" >&2; exit 1; }
+deny: ## check licences, sources and advisories of the dependencies with cargo-deny and cargo-audit
+	@$(call needs,cargo-deny)
+	@$(call needs,cargo-audit)
 	@cargo deny --all-features check
+	@cargo audit --deny warnings
+
+.PHONY: sbom
+sbom: ## write what each binary is made of to target/sbom, as CycloneDX
+	@$(call needs,cargo-cyclonedx)
+	@scripts/sbom '$(TARGET)/sbom'
 
 .PHONY: clean
 clean: ## remove the runs

@@ -238,6 +238,14 @@ impl Running {
         self.child.as_mut().context("already ended")
     }
 
+    /// Its process id.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn id(&mut self) -> Result<u32> {
+        Ok(self.child()?.id())
+    }
+
     /// Whether it has ended by itself.
     ///
     /// # Errors

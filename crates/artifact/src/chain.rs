@@ -4,6 +4,7 @@
 //! digest; and data must have been made with the tokenizer of the model it meets. Paths outside any
 //! run directory (a downloaded model, raw text) are simply digested.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::digest::{self, Digest};
@@ -31,6 +32,37 @@ pub struct Producer {
     pub run_dir: PathBuf,
     /// Its record.
     pub manifest: Manifest,
+}
+
+/// The state of a file, or of every file of a directory, as the file system tells it without reading: a quick way to see that
+/// nothing was written since.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stamp(Vec<(PathBuf, FileState)>);
+
+/// Device, inode, length, and the time of the last change of contents or names.
+type FileState = (u64, u64, u64, (i64, i64), (i64, i64));
+
+impl Stamp {
+    /// Takes the stamp of a file or directory. Of a run directory only the products count, and the manifest.
+    ///
+    /// # Errors
+    /// If it cannot be looked at.
+    pub fn of(path: &Path) -> std::io::Result<Self> {
+        let files = if !fs_err::metadata(path)?.is_dir() {
+            vec![path.to_path_buf()]
+        } else if let Some(run) = RunDir::look(path) {
+            run.product_files()?
+        } else {
+            digest::names(path)?.into_iter().map(|(_, path)| path).collect()
+        };
+        let state = |path: PathBuf| {
+            let meta = fs_err::metadata(&path)?;
+            let (changed, renamed) =
+                ((meta.mtime(), meta.mtime_nsec()), (meta.ctime(), meta.ctime_nsec()));
+            Ok((path, (meta.dev(), meta.ino(), meta.len(), changed, renamed)))
+        };
+        files.into_iter().map(state).collect::<std::io::Result<_>>().map(Self)
+    }
 }
 
 /// Digests a file or directory that a run is about to read and, if it lies in a run directory,

@@ -144,10 +144,15 @@ pub fn json(value: &serde_json::Value) -> Digest {
 /// # Errors
 /// If anything in it cannot be read; the message names it.
 pub fn dir_files(root: impl AsRef<Path>) -> io::Result<Vec<(String, Digest)>> {
+    names(root.as_ref())?.into_iter().map(|(name, path)| Ok((name, file(path)?))).collect()
+}
+
+/// Every file under `root` that a digest of it covers, as (path relative to it with `/`, path), sorted.
+pub(crate) fn names(root: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
-    walk(root.as_ref(), "", &mut found)?;
+    walk(root, "", &mut found)?;
     found.sort();
-    found.into_iter().map(|(name, path)| Ok((name, file(path)?))).collect()
+    Ok(found)
 }
 
 /// The digest of a list as [`dir_files`] gives it.

@@ -110,6 +110,11 @@ impl RunDir {
         self.root.join(CONFIG)
     }
 
+    /// `.holder.json`, the note of the process at work here. It is hidden, so it is neither a product nor foreign.
+    pub fn holder_path(&self) -> PathBuf {
+        self.root.join(".holder.json")
+    }
+
     /// `model/`, in the Hugging Face layout with the tokenizer's files in it.
     pub fn model_dir(&self) -> PathBuf {
         self.root.join("model")
@@ -238,6 +243,19 @@ impl RunDir {
             }
         }
         Ok(outputs)
+    }
+
+    /// Every file whose digest [`outputs`](Self::outputs) gives, and the manifest.
+    pub(crate) fn product_files(&self) -> io::Result<Vec<PathBuf>> {
+        let mut found = vec![self.manifest_path()];
+        for path in PRODUCTS.map(|product| self.root.join(product)) {
+            if path.is_dir() {
+                found.extend(digest::names(&path)?.into_iter().map(|(_, path)| path));
+            } else if path.is_file() {
+                found.push(path);
+            }
+        }
+        Ok(found)
     }
 
     /// Makes a finished run unfinished, so that it can be run again from its beginning: removes the

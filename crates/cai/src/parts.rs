@@ -67,6 +67,7 @@ impl<F: Form> Parts<F> {
             ctx.check_interrupt()?;
             let end = (self.rows + batch).min(total);
             let rows = make(self.rows..end)?;
+            ctx.check_unchanged()?;
             self.add(&rows)?;
             progress.set_position(end as u64);
         }

@@ -7,6 +7,8 @@
 //! `{% generation %}` blocks. Context: `messages`, `add_generation_prompt`, the special tokens
 //! (`bos_token`, `eos_token`, ...), `tools` and `documents` as none.
 //!
+//! A template is code that comes with a model: what it may use of time and memory is bounded (`limits`).
+//!
 //! # Which bytes count
 //! [`ChatTemplate::render_with_spans`] renders the conversation **once**, so that a template that
 //! rewrites history (Qwen3 drops old thoughts) is masked as it really reads. With `{% generation %}`
@@ -16,6 +18,7 @@
 //! it is an error: never a guess. The span reaches over the end-of-turn token that follows the text.
 
 mod environment;
+mod limits;
 mod spans;
 #[cfg(test)]
 mod tests;
@@ -113,6 +116,7 @@ pub struct Rendered {
 pub struct ChatTemplate {
     source: String,
     environment: Environment<'static>,
+    program: limits::Program,
     specials: SpecialTokens,
     generation: bool,
     end_of_turn: Option<String>,
@@ -133,10 +137,12 @@ impl ChatTemplate {
     ) -> Result<Self, TemplateError> {
         let clock = environment::Clock::new(date).map_err(TemplateError::Parse)?;
         let (expanded, generation) = environment::expand_generation(source);
-        let environment = environment::build(expanded, clock)?;
+        let program = limits::compile(&expanded)
+            .map_err(|error| TemplateError::Parse(crate::format::describe(&error)))?;
         let mut template = Self {
             source: source.to_owned(),
-            environment,
+            environment: environment::build(clock),
+            program,
             specials,
             generation,
             end_of_turn: None,
@@ -204,9 +210,7 @@ impl ChatTemplate {
         context.insert("tools".to_owned(), Value::Null);
         context.insert("documents".to_owned(), Value::Null);
         context.insert(environment::MARK_VARIABLE.to_owned(), Value::String(mark.to_owned()));
-        self.environment
-            .get_template(environment::NAME)
-            .and_then(|template| template.render(&context))
+        limits::render(&self.environment, &self.program, &context)
             .map_err(|error| TemplateError::Render(crate::format::describe(&error)))
     }
 }

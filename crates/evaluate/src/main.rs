@@ -128,6 +128,7 @@ fn take_all(ctx: &Context, plan: &Plan, device: Device, parts: &Path) -> anyhow:
             let done = exam
                 .run(ctx, subject, &decoder, plan.config.batch.tokens)
                 .with_context(|| format!("{}, test `{}`", name(), exam.name))?;
+            ctx.check_unchanged()?;
             atomic::write_bytes(path(test, model), &serde_json::to_vec(&done)?)?;
             outcomes[test][model] = Some(done);
         }

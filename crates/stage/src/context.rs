@@ -1,16 +1,16 @@
 //! What a stage's `run` is given: the run directory and everything around it.
 
 use std::collections::BTreeMap;
-use std::fs::{File, TryLockError};
 use std::path::Path;
 
-use artifact::chain::{Checked, check_input};
+use artifact::chain::{Checked, Stamp, check_input};
 use artifact::{Digest, Input, RunDir, atomic};
 
 use crate::device::DeviceSpec;
 use crate::error::{Hint, UsageError};
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::layout::Layout;
+use crate::lock::Lock;
 use crate::metrics::Metrics;
 
 /// The surroundings of one run.
@@ -45,6 +45,8 @@ pub struct Context {
     pub(crate) started: bool,
     /// Held while the run goes on, so that no other process writes here.
     pub(crate) lock: Option<Lock>,
+    /// The state of each of `inputs` before it was digested.
+    pub(crate) stamps: Vec<Stamp>,
 }
 
 impl Context {
@@ -69,6 +71,7 @@ impl Context {
             toml: String::new(),
             started: false,
             lock: None,
+            stamps: Vec::new(),
         }
     }
 
@@ -85,7 +88,10 @@ impl Context {
             let error = Hint::new(anyhow::anyhow!(what), "choose another run directory with --out");
             return Err(UsageError::new(error).into());
         }
+        // Before the digest, so that no write can fall between them.
+        let stamp = Stamp::of(path);
         let checked = check_input(path)?;
+        self.stamps.push(stamp?);
         let (role, path) = (role.to_owned(), path.to_path_buf());
         self.inputs.push(Input { role, path, digest: checked.digest.clone() });
         Ok(checked)
@@ -117,6 +123,36 @@ impl Context {
         Ok(())
     }
 
+    /// An error if something that the run reads is no longer what it was: what has been made of it may come from either. To be
+    /// called before anything is saved that the run could go on from; costs a look at each file.
+    ///
+    /// # Errors
+    /// Names the input that changed, or cannot be read any more.
+    pub fn check_unchanged(&self) -> anyhow::Result<()> {
+        for (input, stamp) in self.inputs.iter().zip(&self.stamps) {
+            if Stamp::of(&input.path).is_ok_and(|now| now == *stamp) {
+                continue;
+            }
+            let now = check_input(&input.path).map(|checked| checked.digest);
+            if now.as_ref().is_ok_and(|now| *now == input.digest) {
+                continue;
+            }
+            let what = format!("{}: changed while this run read it", input.path.display());
+            let error = match now {
+                Ok(now) => {
+                    anyhow::anyhow!("{} at its start, {} now", input.digest.short(), now.short())
+                }
+                Err(error) => error.into(),
+            };
+            return Err(Hint::new(
+                error.context(what),
+                "put it back and run the same command again to go on, or start over with --resume never",
+            )
+            .into());
+        }
+        Ok(())
+    }
+
     /// Sets the device in words, for the manifest: `cuda:0 NVIDIA H100`.
     pub fn set_device(&mut self, name: impl Into<String>) {
         self.device_name = name.into();
@@ -138,31 +174,5 @@ impl Context {
     /// [`Interrupted`], which becomes the exit code 130, 143 or 138.
     pub fn check_interrupt(&self) -> Result<(), Interrupted> {
         self.interrupt.check()
-    }
-}
-
-/// The run directory's lock, which ends with the process at the latest.
-#[derive(Debug)]
-pub(crate) struct Lock(File);
-
-impl Lock {
-    fn take(run_dir: &RunDir) -> anyhow::Result<Self> {
-        let file = fs_err::File::open(run_dir.path())?.into_parts().0;
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) => {
-                let what = format!("{}: another process is at work here", run_dir.path().display());
-                let hint = "wait for it, stop it, or choose another run directory with --out";
-                Err(UsageError::new(Hint::new(anyhow::anyhow!(what), hint)).into())
-            }
-            // Where the file system has no locks, there is none to respect.
-            Ok(()) | Err(TryLockError::Error(_)) => Ok(Self(file)),
-        }
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Closing the file is not enough: a child between its fork and its exec holds it open too.
-        drop(self.0.unlock());
     }
 }

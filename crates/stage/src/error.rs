@@ -140,10 +140,16 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
 ///      unknown field `kl_coeff`, expected one of `kl_coef`, `gae_lambda`
 /// hint: did you mean `kl_coef`?
 /// ```
+///
+/// Of a run that a signal stopped, what it was doing is no error: that it was stopped is all there is to say.
 pub fn report(error: &anyhow::Error) -> String {
     let mut text = String::new();
     let mut last = String::new();
-    for cause in error.chain() {
+    let facts = Facts::of(error);
+    if let Some(signal) = facts.signal {
+        line(&mut text, "error: ", "  ", &Interrupted(signal).to_string());
+    }
+    for cause in error.chain().filter(|_| facts.signal.is_none()) {
         let message = cause.to_string();
         let message = message.trim_end();
         if last.is_empty() {
@@ -153,7 +159,7 @@ pub fn report(error: &anyhow::Error) -> String {
         }
         message.clone_into(&mut last);
     }
-    for hint in Facts::of(error).hints {
+    for hint in facts.hints {
         line(&mut text, "hint: ", "      ", &hint);
     }
     text
@@ -206,6 +212,7 @@ mod tests {
             let error = anyhow::Error::new(Interrupted(signal)).context("training");
             assert_eq!(exit_code(&error), code);
             assert_eq!(exit_code(&Hint::new(Interrupted(signal), "again").into()), code);
+            assert_eq!(report(&error), format!("error: {}\n", Interrupted(signal)));
         }
     }
 }

@@ -58,6 +58,7 @@ mod device;
 mod error;
 mod interrupt;
 mod layout;
+mod lock;
 mod logging;
 mod memory;
 pub mod metrics;

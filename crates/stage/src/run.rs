@@ -150,6 +150,7 @@ fn open_run_dir(out: std::path::PathBuf) -> anyhow::Result<RunDir> {
 /// Writes the manifest, which makes the run finished.
 fn seal(info: &Info, ctx: Context, results: Results, clock: &Clock) -> anyhow::Result<()> {
     anyhow::ensure!(ctx.started, "internal error: the stage did not call Context::start");
+    ctx.check_unchanged()?;
     let outputs = ctx.run_dir.outputs()?;
     let manifest = Manifest {
         format_version: FORMAT_VERSION,
@@ -197,7 +198,7 @@ impl Clock {
 }
 
 /// Now, RFC 3339 in UTC to the millisecond.
-fn timestamp() -> String {
+pub(crate) fn timestamp() -> String {
     format!("{:.3}", jiff::Timestamp::now())
 }
 

@@ -116,7 +116,8 @@ pub fn same_in_all(ctx: &Context, world: &World, step: Option<u64>) -> anyhow::R
 /// [`optimizer_file`] gives.
 ///
 /// # Errors
-/// The file system's; the checkpoints from before are then as they were. A rank that is gone.
+/// The file system's, or an input that changed since the run has read it; the checkpoints from before are then as they were. A
+/// rank that is gone.
 pub fn save<S: Serialize>(
     ctx: &Context,
     world: &World,
@@ -125,6 +126,7 @@ pub fn save<S: Serialize>(
     write: impl FnOnce(&Path) -> anyhow::Result<()>,
     parts: &[(&str, &AdamW)],
 ) -> anyhow::Result<PathBuf> {
+    ctx.check_unchanged()?;
     let path = path_of(ctx, step);
     let failed = || format!("cannot save the checkpoint {}", path.display());
     let begun = if world.is_first() {

@@ -19,7 +19,9 @@ mod ppo;
 mod ranks;
 mod refusals;
 mod reward;
+mod sharing;
 mod stand_ins;
+mod torture;
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;

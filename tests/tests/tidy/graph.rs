@@ -29,12 +29,18 @@ fn manifest(path: &str) -> Table {
     text(path).parse().unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
+/// The fuzz targets are a workspace of their own.
+const OTHER_WORKSPACE: &str = "tests/fuzz";
+
 /// The manifests of all members, by package name, with the folder each lies in.
 fn members() -> BTreeMap<String, (String, Table)> {
     let mut members = BTreeMap::new();
     for path in files("crates", &["Cargo.toml"]).into_iter().chain(files("tests", &["Cargo.toml"]))
     {
         let folder = path.parent().unwrap().to_string_lossy().into_owned();
+        if folder == OTHER_WORKSPACE {
+            continue;
+        }
         let table = manifest(&path.to_string_lossy());
         let name = table["package"]["name"].as_str().unwrap().to_owned();
         members.insert(name, (folder, table));
@@ -92,9 +98,8 @@ fn the_graph_in_architecture_md_is_this_one() {
     none("ARCHITECTURE.md and the crates differ", &complaints);
 }
 
-#[test]
-fn what_needs_no_tensors_links_no_libtorch() {
-    let lock = manifest("Cargo.lock");
+/// What every package of Cargo.lock uses, of any version.
+fn locked(lock: &Table) -> BTreeMap<&str, Vec<&str>> {
     let mut edges: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for package in lock["package"].as_array().unwrap() {
         let uses = package.get("dependencies").and_then(toml::Value::as_array);
@@ -103,6 +108,13 @@ fn what_needs_no_tensors_links_no_libtorch() {
         let uses = uses.map(|name| name.split(' ').next().unwrap());
         edges.entry(package["name"].as_str().unwrap()).or_default().extend(uses);
     }
+    edges
+}
+
+#[test]
+fn what_needs_no_tensors_links_no_libtorch() {
+    let lock = manifest("Cargo.lock");
+    let edges = locked(&lock);
     assert!(
         edges.contains_key("torch-sys"),
         "Cargo.lock has no torch-sys: this test looks for the wrong crate"
@@ -120,6 +132,49 @@ fn what_needs_no_tensors_links_no_libtorch() {
             "{start} reaches torch-sys and so would load libtorch"
         );
     }
+}
+
+/// Crates by which a Rust program reaches a network.
+const NETWORK: &[&str] = &[
+    "hyper",
+    "tokio",
+    "mio",
+    "socket2",
+    "ureq",
+    "reqwest",
+    "curl",
+    "rustls",
+    "native-tls",
+    "openssl",
+];
+/// `chat serve` listens, and `bench` asks it, both on the addresses that they are given.
+const NETWORKED: &[&str] = &["chat", "bench", "temper-tests"];
+
+#[test]
+fn nothing_but_the_server_links_a_network() {
+    let (lock, members) = (manifest("Cargo.lock"), members());
+    let mut edges = locked(&lock);
+    // What a member's tests use is not in its program.
+    for (name, (_, table)) in &members {
+        let used = dependencies(table, &["dependencies"]).into_iter().map(|(name, _)| name);
+        let used: Vec<&str> = used.collect();
+        edges.insert(name, used);
+    }
+    let reaches = |start: &str| {
+        let (mut reached, mut open) = (BTreeSet::new(), vec![start.to_owned()]);
+        while let Some(name) = open.pop() {
+            if reached.insert(name.clone()) {
+                let next = edges.get(name.as_str()).into_iter().flatten();
+                open.extend(next.map(|&name| name.to_owned()));
+            }
+        }
+        reached.into_iter().find(|name| NETWORK.contains(&name.as_str()))
+    };
+    assert!(reaches("chat").is_some(), "this test looks for the wrong crates");
+    let others = members.keys().filter(|name| !NETWORKED.contains(&name.as_str()));
+    let complaints: Vec<String> =
+        others.filter_map(|name| Some(format!("{name} reaches {}", reaches(name)?))).collect();
+    none("only `chat serve` has a network", &complaints);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use minijinja::{Environment, Error, ErrorKind, State};
 use serde::Serialize;
 use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
 
-use super::TemplateError;
+use super::limits;
 use crate::format::Message;
 
 pub(super) const NAME: &str = "chat_template";
@@ -37,13 +37,9 @@ impl Clock {
     }
 }
 
-pub(super) fn build(source: String, clock: Clock) -> Result<Environment<'static>, TemplateError> {
+pub(super) fn build(clock: Clock) -> Environment<'static> {
     let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
-    // An unbounded template could loop for ever on user data; real ones need far less.
-    environment.set_recursion_limit(200);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    limits::install(&mut environment);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
@@ -56,10 +52,10 @@ pub(super) fn build(source: String, clock: Clock) -> Result<Environment<'static>
     });
     environment.add_filter("tojson", tojson);
     environment
-        .add_template_owned(NAME, source)
-        .map_err(|error| TemplateError::Parse(crate::format::describe(&error)))?;
-    Ok(environment)
 }
+
+/// The most blanks of an indent of JSON.
+const WIDEST_INDENT: usize = 64;
 
 /// `json.dumps(value, ensure_ascii=False, indent=indent)` of Python.
 #[expect(clippy::needless_pass_by_value, reason = "the engine's filter trait passes Kwargs so")]
@@ -72,6 +68,10 @@ fn tojson(_: &State, value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     let mut out = Vec::new();
     let written = match indent {
         None => write(&mut out, value, PythonFormatter(CompactFormatter)),
+        Some(width) if width > WIDEST_INDENT => {
+            let what = format!("tojson: an indent of {width}; {WIDEST_INDENT} are allowed");
+            return Err(Error::new(ErrorKind::InvalidOperation, what));
+        }
         Some(width) => {
             let spaces = " ".repeat(width);
             write(&mut out, value, PrettyFormatter::with_indent(spaces.as_bytes()))

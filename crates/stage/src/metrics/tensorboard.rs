@@ -189,9 +189,8 @@ pub(super) fn now() -> f64 {
 /// As TensorBoard's own: time, host, process, count; files are read in the order of their names.
 fn file_name(now: f64) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host: String =
-        host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+        crate::lock::host().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
     let host = if host.is_empty() { "localhost" } else { &host };
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("{PREFIX}{:010}.{host}.{}.{count}", now as u64, std::process::id())

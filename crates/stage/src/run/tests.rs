@@ -83,6 +83,11 @@ fn work(ctx: &mut Context, plan: Config) -> anyhow::Result<Results> {
             }
             anyhow::bail!("no signal came")
         }
+        does if does.starts_with("write ") => {
+            let words: Vec<&str> = does.split(' ').collect();
+            fs_err::write(words[1], words[2])?;
+        }
+        does if does.starts_with("remove ") => fs_err::remove_file(&does[7..])?,
         "deaf" => {
             println!("\nREADY");
             while ctx.check_interrupt().is_ok() {
@@ -333,13 +338,51 @@ fn two_processes_do_not_share_a_run_directory() {
     let mut first = context();
     first.start().unwrap();
     let error = report(&context().start().unwrap_err());
-    assert_eq!(
-        error.replace(&dir.path().display().to_string(), "DIR"),
-        "error: DIR/run: another process is at work here\n\
-         hint: wait for it, stop it, or choose another run directory with --out\n"
-    );
+    let error = error.replace(&dir.path().display().to_string(), "DIR");
+    let (before, after) = error.split_once(" since 20").unwrap();
+    let id = std::process::id();
+    let host = crate::lock::host();
+    assert_eq!(before, format!("error: DIR/run: process {id} on {host} has been at work here"));
+    assert_eq!(after.len(), after.find('\n').unwrap() + 1 + HINT.len(), "{error}");
+    assert!(after.ends_with(HINT), "{error}");
+    // A note that a killed process left is not believed.
+    let note = dir.path().join("run/.holder.json");
+    let dead = fs_err::read_to_string(&note).unwrap().replace(&id.to_string(), "4194304");
+    fs_err::write(&note, dead).unwrap();
+    let error = report(&context().start().unwrap_err());
+    assert!(error.contains("/run: another process is at work here\n"), "{error}");
     drop(first);
+    assert!(!note.exists());
     context().start().unwrap();
+}
+
+const HINT: &str = "hint: wait for it, stop it, or choose another run directory with --out\n";
+
+#[test]
+fn an_input_that_changes_meanwhile_is_named_and_the_run_is_not_finished() {
+    let yard = Yard::new();
+    let input = yard.dir.path().join("train.txt");
+    fs_err::write(&input, "abc").unwrap();
+    let set = format!("input={}", input.display());
+    let writes = |text: &str| format!("does=write {} {text}", input.display());
+    assert_eq!(yard.code(&["--set", &set, "--set", &writes("abc")]), 0, "written, not changed");
+    let error = yard.report(&["--set", &set, "--set", &writes("abd")]);
+    let short = |text: &[u8]| artifact::digest::bytes(text).short().to_owned();
+    assert_eq!(
+        error,
+        format!(
+            "error: DIR/train.txt: changed while this run read it\n  \
+             caused by: {} at its start, {} now\n\
+             hint: put it back and run the same command again to go on, or start over with --resume never\n",
+            short(b"abc"),
+            short(b"abd")
+        )
+    );
+    assert!(!yard.run_dir().join("manifest.json").exists());
+    fs_err::write(&input, "abc").unwrap();
+    let error = yard.report(&["--set", &set, "--set", &format!("does=remove {}", input.display())]);
+    assert!(error.contains("train.txt: changed while this run read it\n"), "{error}");
+    assert!(error.contains("No such file"), "{error}");
 }
 
 #[test]
