@@ -131,9 +131,10 @@ pub(crate) fn parse(info: &Info, args: &[OsString]) -> Result<Args, clap::Error>
         overrides,
         device: found.remove_one("device").unwrap_or_default(),
         resume: found.remove_one::<String>("resume").as_deref() != Some("never"),
-        patience: match info.parallel {
-            true => Duration::from_secs(found.remove_one("rank-timeout").unwrap_or(600)),
-            false => Duration::ZERO,
+        patience: if info.parallel {
+            Duration::from_secs(found.remove_one("rank-timeout").unwrap_or(600))
+        } else {
+            Duration::ZERO
         },
         check: found.get_flag("check"),
         verbose: found.get_count("verbose"),

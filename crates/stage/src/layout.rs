@@ -1,4 +1,4 @@
-//! Which of the processes of one job this is, as `torchrun`, Slurm scripts and the Kubernetes PyTorchJob say it.
+//! Which of the processes of one job this is, as `torchrun`, Slurm scripts and the Kubernetes `PyTorchJob` say it.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ impl Default for Layout {
             master: (String::new(), 0),
             served: false,
             attempt: String::new(),
-            patience: Duration::from_secs(600),
+            patience: Duration::from_mins(10),
         }
     }
 }
