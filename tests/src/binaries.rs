@@ -50,7 +50,7 @@ pub struct Stage<'a> {
 /// One of several processes.
 #[derive(Debug, Clone, Copy)]
 struct Rank {
-    rank: usize,
+    number: usize,
     size: usize,
     port: u16,
 }
@@ -98,7 +98,7 @@ impl<'a> Stage<'a> {
         let port = listener.local_addr()?.port();
         drop(listener);
         let start = |rank| {
-            self.rank = Some(Rank { rank, size, port });
+            self.rank = Some(Rank { number: rank, size, port });
             self.start()
         };
         (0..size).map(start).collect()
@@ -121,8 +121,8 @@ impl<'a> Stage<'a> {
         for name in ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"] {
             command.env_remove(name);
         }
-        if let Some(Rank { rank, size, port }) = self.rank {
-            command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
+        if let Some(Rank { number, size, port }) = self.rank {
+            command.env("RANK", number.to_string()).env("LOCAL_RANK", number.to_string());
             command.env("WORLD_SIZE", size.to_string()).env("OMP_NUM_THREADS", "1");
             command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
         }

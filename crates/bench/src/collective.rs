@@ -22,7 +22,7 @@ pub(crate) struct Options {
 /// Sums a tensor over all ranks again and again: median seconds, and bytes a second that each sends in a ring. Rank 0 has the
 /// result; the others have none.
 pub(crate) fn measure(options: &Options) -> Result<Option<Value>> {
-    let layout = Layout::from_env(Duration::from_secs(60))?;
+    let layout = Layout::from_env(Duration::from_mins(1))?;
     ensure!(layout.is_shared(), "start it as several processes, for instance with torchrun");
     let (host, port) = &layout.master;
     let serve = layout.is_first() && !layout.served;

@@ -30,7 +30,7 @@ pub(crate) struct Options {
     /// Floating-point operations a second that a process's training reaches.
     #[arg(long, default_value_t = 4e14)]
     flops: f64,
-    /// What the processes divide, as in train.zero_stage.
+    /// What the processes divide, as in `train.zero_stage`.
     #[arg(long, default_value_t = 0)]
     zero_stage: u8,
     #[command(flatten)]
@@ -51,10 +51,10 @@ struct Network {
     latency: f64,
     /// Bytes a second that a process sends to another machine, all of a machine's at the same time.
     #[arg(long, default_value_t = 4e10)]
-    network_bandwidth: f64,
+    remote_bandwidth: f64,
     /// Seconds of each message there.
     #[arg(long, default_value_t = 2e-5)]
-    network_latency: f64,
+    remote_latency: f64,
     /// How much of the time of a sum computing goes on: 1 where the network works by itself, 0 where the processor does it.
     #[arg(long, default_value_t = 1.0)]
     overlap: f64,
@@ -94,7 +94,7 @@ impl Network {
             (n - 1.0) * (bytes / n / bandwidth + latency)
         };
         ring(local, bytes, self.bandwidth, self.latency)
-            + ring(machines, bytes / local, self.network_bandwidth, self.network_latency)
+            + ring(machines, bytes / local, self.remote_bandwidth, self.remote_latency)
     }
 }
 
@@ -199,8 +199,8 @@ mod tests {
             local: 8,
             bandwidth,
             latency: 0.0,
-            network_bandwidth: bandwidth / 8.0,
-            network_latency: 0.0,
+            remote_bandwidth: bandwidth / 8.0,
+            remote_latency: 0.0,
             overlap,
         }
     }

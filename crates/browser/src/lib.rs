@@ -1,7 +1,11 @@
-//! For tests of the pages that programs make: a headless Chromium, driven through the `DevTools` protocol over its pipe: one JSON message after another, each ended by a zero
-//! byte, to file descriptor 3 and from 4. Whatever goes wrong panics, as in a test.
+//! For tests of the pages that programs make: a headless Chromium, driven through the `DevTools` protocol over its pipe: one JSON
+//! message after another, each ended by a zero byte, to file descriptor 3 and from 4. Whatever goes wrong panics, as in a test.
 
-#![allow(clippy::unwrap_used, reason = "for tests alone, which fail by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "for tests alone, which fail by panicking"
+)]
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};

@@ -125,9 +125,9 @@ fn answers_come_bit_by_bit_and_can_be_stopped() {
         }
         assert_eq!(page.eval("document.querySelector('select').disabled"), true);
         if stop == "Escape" {
-            page.key(stop)
+            page.key(stop);
         } else {
-            page.click(stop)
+            page.click(stop);
         }
         page.wait_for(IDLE);
         assert_eq!(note(&mut page, 0), "Stopped; not part of the conversation.");

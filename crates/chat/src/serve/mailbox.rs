@@ -197,17 +197,17 @@ mod tests {
         }
     }
 
-    fn token(id: i64) -> Option<Token> {
-        Some(Token { id, logprob: -1.0, top: Vec::new() })
+    fn token(id: i64) -> Token {
+        Token { id, logprob: -1.0, top: Vec::new() }
     }
 
     #[test]
     fn what_came_since_is_taken_together_and_by_choice() {
         let (mut client, senders) = Client::new(2);
         assert!(client.take(false).is_pending());
-        senders[1].token("b", token(1));
+        senders[1].token("b", Some(token(1)));
         senders[0].token("a", None);
-        senders[1].token("c", token(2));
+        senders[1].token("c", Some(token(2)));
         assert_eq!(client.woken(), 1, "woken once for all three");
         let news = client.taken(false);
         assert_eq!(news.iter().map(|(choice, _)| *choice).collect::<Vec<_>>(), [1, 0]);

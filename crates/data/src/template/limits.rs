@@ -8,8 +8,7 @@
 //! - *Depth*: lists in lists only so deep, and no namespace in itself, so that no walk through a value overflows the stack.
 //! - *Time*: a deadline, which only a template far beyond the others meets.
 
-use std::collections::BTreeMap;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,6 +17,7 @@ use minijinja::machinery::{
     CodeGenerator, Instruction, Instructions, Token, Vm, WhitespaceConfig, make_string_output,
     parse, tokenize,
 };
+use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Object, Rest, StringInput, Value, ValueKind, from_args};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, filters};
 
@@ -64,12 +64,12 @@ pub(super) fn compile(source: &str) -> Result<Program, Error> {
     let source = kept(source);
     let blanks =
         WhitespaceConfig { trim_blocks: true, lstrip_blocks: true, ..WhitespaceConfig::default() };
-    let tokens = tokenize(source, false, Default::default(), blanks);
+    let tokens = tokenize(source, false, SyntaxConfig, blanks);
     let products = tokens.filter(|token| matches!(token, Ok((Token::Mul | Token::Pow, _)))).count();
     if products > PRODUCTS {
         return Err(refusal(format!("multiplies {products} times; {PRODUCTS} are allowed")));
     }
-    let tree = parse(source, NAME, Default::default(), blanks)?;
+    let tree = parse(source, NAME, SyntaxConfig, blanks)?;
     let mut generator = CodeGenerator::new(NAME, source);
     generator.compile_stmt(&tree);
     let (main, blocks) = generator.finish();

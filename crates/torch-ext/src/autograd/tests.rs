@@ -301,10 +301,10 @@ fn cuda_closures_run_on_autograds_thread() {
 fn a_hook_runs_when_its_leaf_has_all_of_its_gradient() {
     let leaf = |value: f64| Tensor::from_slice(&[value]).set_requires_grad(true);
     let (early, late) = (leaf(2.0), leaf(3.0));
-    let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
     let hook = |name: &'static str, of: &Tensor, other: &Tensor| {
         let (of, other) = (of.shallow_clone(), other.shallow_clone());
-        let (seen, handle) = (std::sync::Arc::clone(&seen), of.shallow_clone());
+        let (seen, handle) = (Arc::clone(&seen), of.shallow_clone());
         let f = move || {
             let grad = f64::try_from(of.grad())?;
             seen.lock().unwrap().push((name, grad, other.grad().defined()));

@@ -19,7 +19,7 @@ const BUCKET_BYTES: i64 = 4 << 20;
 /// Gradients are taken together in buckets, from the model's last parameters to its first: the order in which backward is
 /// done with them. A bucket's sum begins when its last gradient is there.
 ///
-/// From ZeRO's stage 1 on each rank updates a slice of every parameter, and [`publish`](Self::publish) brings the slices
+/// From stage 1 of `ZeRO` on each rank updates a slice of every parameter, and [`publish`](Self::publish) brings the slices
 /// together; at stage 2 it gets only that slice's gradient as well, after every micro-batch.
 ///
 /// Papers: Li et al. 2020, "`PyTorch` Distributed", arXiv:2006.15704, sections 3.2.2 and 3.2.3; Rajbhandari et al. 2020, "`ZeRO`",
@@ -399,7 +399,7 @@ mod tests {
     fn buckets_go_from_the_last_leaf_to_the_first_and_are_not_too_large() {
         let quarter = BUCKET_BYTES / 4;
         assert!(ranges(&[]).is_empty());
-        assert_eq!(ranges(&[4]), [0..1]);
+        assert_eq!(ranges(&[4]), std::slice::from_ref(&(0..1)));
         assert_eq!(ranges(&[quarter; 9]), [5..9, 1..5, 0..1]);
         // A leaf larger than a bucket is alone.
         assert_eq!(ranges(&[quarter, 9 * BUCKET_BYTES, quarter, quarter]), [2..4, 1..2, 0..1]);

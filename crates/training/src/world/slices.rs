@@ -39,7 +39,7 @@ impl Slot {
     pub(super) fn write(&self, table: &Tensor, numbers: &Tensor) {
         let own = table.narrow(1, self.column, self.width);
         self.rows(numbers, &mut |row, count, part| {
-            let _ = own.narrow(0, row, count).narrow(1, 0, part.size()[1]).copy_(part);
+            own.narrow(0, row, count).narrow(1, 0, part.size()[1]).copy_(part);
         });
     }
 
@@ -47,8 +47,7 @@ impl Slot {
     pub(super) fn read(&self, table: &Tensor, numbers: &Tensor) {
         let own = table.narrow(1, self.column, self.width);
         self.rows(numbers, &mut |row, count, part| {
-            let _ =
-                part.shallow_clone().copy_(&own.narrow(0, row, count).narrow(1, 0, part.size()[1]));
+            part.shallow_clone().copy_(&own.narrow(0, row, count).narrow(1, 0, part.size()[1]));
         });
     }
 
@@ -87,7 +86,7 @@ mod tests {
             (100, 2, vec![0..100, 100..100]),
             (1024, 4, vec![0..256, 256..512, 512..768, 768..1024]),
             (1025, 4, vec![0..512, 512..1024, 1024..1025, 1025..1025]),
-            (7, 1, vec![0..7]),
+            (7, 2, vec![0..7, 7..7]),
         ] {
             let slices: Vec<_> = (0..size).map(|rank| slice(numel, Share { rank, size })).collect();
             assert_eq!(slices, expected, "{numel} in {size}");

@@ -124,7 +124,7 @@ fn jumps_lead_where_they_led() {
 fn long_conversations_are_within_the_limits() {
     let template = ChatTemplate::parse(CHAT, SpecialTokens::default()).unwrap();
     let turn = |row: usize| {
-        Message::new(if row % 2 == 0 { "user" } else { "assistant" }, "가".repeat(2000))
+        Message::new(if row.is_multiple_of(2) { "user" } else { "assistant" }, "가".repeat(2000))
     };
     let messages: Vec<Message> = (0..5000).map(turn).collect();
     let text = template.render(&messages, true).unwrap();
