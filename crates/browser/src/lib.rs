@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -39,7 +40,8 @@ fn chromium() -> PathBuf {
 pub struct Page {
     child: Child,
     to: ChildStdin,
-    from: BufReader<ChildStdout>,
+    /// What it says, read as it comes: where nobody reads, Chromium waits.
+    from: Receiver<Value>,
     session: String,
     next: u64,
     events: VecDeque<Value>,
@@ -63,6 +65,19 @@ pub const VIEWS: [View; 4] = [
     View { width: 390, dark: true },
 ];
 
+/// Reads messages on a thread of its own until Chromium ends.
+fn listen(from: ChildStdout) -> Receiver<Value> {
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        for message in BufReader::new(from).split(0).map_while(Result::ok) {
+            if tell.send(serde_json::from_slice(&message).unwrap()).is_err() {
+                return;
+            }
+        }
+    });
+    told
+}
+
 impl Page {
     /// Opens an address in a browser of its own and waits until it is loaded.
     ///
@@ -83,7 +98,7 @@ impl Page {
             .spawn()
             .unwrap();
         let to = child.stdin.take().unwrap();
-        let from = BufReader::new(child.stdout.take().unwrap());
+        let from = listen(child.stdout.take().unwrap());
         let (session, events) = (String::new(), VecDeque::new());
         let mut page = Self { child, to, from, session, next: 0, events, _profile: profile };
         let target = page.call("Target.createTarget", &json!({"url": "about:blank"}));
@@ -121,11 +136,12 @@ impl Page {
         self.to.write_all(&bytes).unwrap();
         self.to.flush().unwrap();
         loop {
-            let mut answer = Vec::new();
-            let read = self.from.read_until(0, &mut answer).unwrap();
-            assert!(read > 0, "Chromium ended at {method}; {MISSING}, or set CHROMIUM to another");
-            answer.pop();
-            let answer: Value = serde_json::from_slice(&answer).unwrap();
+            let answer = self.from.recv_timeout(LONG).unwrap_or_else(|error| match error {
+                RecvTimeoutError::Timeout => panic!("Chromium does not answer {method}"),
+                RecvTimeoutError::Disconnected => {
+                    panic!("Chromium ended at {method}; {MISSING}, or set CHROMIUM to another")
+                }
+            });
             if answer["id"] == id {
                 assert!(answer["error"].is_null(), "{method}: {}", answer["error"]);
                 return answer["result"].clone();
