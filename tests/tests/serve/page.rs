@@ -114,7 +114,6 @@ fn two_models_answer_side_by_side() {
 fn answers_come_bit_by_bit_and_can_be_stopped() {
     let server = Server::start(&["--rows", "1"]);
     let mut page = open(&server, WIDE);
-    set(&mut page, "max_tokens", "3000");
     for stop in ["#stop", "Escape"] {
         send(&mut page, "민수는");
         for pane in 0..2 {
@@ -125,11 +124,10 @@ fn answers_come_bit_by_bit_and_can_be_stopped() {
             page.wait_for(&format!("{growing} > {length}"));
         }
         assert_eq!(page.eval("document.querySelector('select').disabled"), true);
-        // By the page's own events: Chromium holds back real input while answers keep it busy.
         if stop == "Escape" {
-            page.eval("document.dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))");
+            page.key(stop);
         } else {
-            page.eval("document.querySelector('#stop').click()");
+            page.click(stop);
         }
         page.wait_for(IDLE);
         assert_eq!(note(&mut page, 0), "Stopped; not part of the conversation.");
