@@ -1,5 +1,6 @@
 //! The policy on held-out prompts, beside the reference.
 
+use model::Decoder;
 use serde::{Deserialize, Serialize};
 use stage::Context;
 use training::world::World;
@@ -81,10 +82,7 @@ pub(crate) fn baseline(
     plan: &Plan,
     models: &Models,
 ) -> anyhow::Result<Baseline> {
-    let episodes = sample(ctx, world, plan, &models.reference)?;
-    let batches = lay_out(world, plan, &episodes);
-    let batches: Vec<&MicroBatch> = batches.iter().collect();
-    let scores = scores(world, models, plan, &plan.validation, &episodes, &batches)?;
+    let Answers { episodes, scores, .. } = answers(ctx, world, plan, models, &models.reference)?;
     Ok(Baseline { scores, accuracy: accuracy(plan, &episodes) })
 }
 
@@ -99,12 +97,11 @@ pub(crate) fn evaluate(
     models: &Models,
     baseline: &Baseline,
 ) -> anyhow::Result<EvalResult> {
-    let episodes = sample(ctx, world, plan, &models.policy)?;
-    let batches = lay_out(world, plan, &episodes);
-    let batches: Vec<&MicroBatch> = batches.iter().collect();
+    let Answers { episodes, own, scores } = answers(ctx, world, plan, models, &models.policy)?;
+    let batches: Vec<&MicroBatch> = own.iter().collect();
     let temperature = plan.config.rollout.temperature;
     let mut experience = Experience::new(episodes.len());
-    experience.scores = scores(world, models, plan, &plan.validation, &episodes, &batches)?;
+    experience.scores = scores;
     policy_pass(models, &batches, temperature, &mut experience)?;
     reference_pass(models, &batches, temperature, &mut experience.reference)?;
     experience.exchange(world, &episodes)?;
@@ -126,24 +123,33 @@ pub(crate) fn evaluate(
     })
 }
 
-fn sample(
+/// What a model answered to the held-out prompts.
+struct Answers {
+    episodes: Vec<Episode>,
+    /// This rank's micro-batches of them.
+    own: Vec<MicroBatch>,
+    scores: Vec<f32>,
+}
+
+fn answers(
     ctx: &Context,
     world: &World,
     plan: &Plan,
-    decoder: &model::Decoder,
-) -> anyhow::Result<Vec<Episode>> {
+    models: &Models,
+    decoder: &Decoder,
+) -> anyhow::Result<Answers> {
     ctx.check_interrupt()?;
     let all: Vec<usize> = (0..plan.validation.len()).collect();
     let settings = crate::config::Rollout { samples_per_prompt: 1, ..plan.config.rollout.clone() };
     let numbers = (ctx.seed, FIRST_EPISODE);
-    rollout(world, decoder, &plan.tokenizer, &plan.validation, &all, &settings, numbers)
-}
-
-/// This rank's micro-batches.
-fn lay_out(world: &World, plan: &Plan, episodes: &[Episode]) -> Vec<MicroBatch> {
+    let (tokenizer, prompts) = (&plan.tokenizer, &plan.validation);
+    let episodes = rollout(world, decoder, tokenizer, prompts, &all, &settings, numbers)?;
     let groups: Vec<_> = (0..episodes.len()).map(|episode| episode..episode + 1).collect();
     let most = plan.config.train.micro_batch_tokens;
-    Minibatch::new(&groups, episodes, &plan.validation, most, world.share()).own
+    let own = Minibatch::new(&groups, &episodes, prompts, most, world.share()).own;
+    let batches: Vec<&MicroBatch> = own.iter().collect();
+    let scores = scores(world, models, plan, prompts, &episodes, &batches)?;
+    Ok(Answers { episodes, own, scores })
 }
 
 fn accuracy(plan: &Plan, episodes: &[Episode]) -> Option<f64> {

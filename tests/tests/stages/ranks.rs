@@ -12,6 +12,10 @@ const SFT_PLAIN: [&str; 4] = [
     "train.epochs=1",
 ];
 
+fn plain_sft<'a>(dir: &'a Path, run: &str) -> Stage<'a> {
+    stage("sft", dir).args(["--out", run]).args(sets(&SFT_PLAIN))
+}
+
 /// Waits for all.
 fn finish(ranks: Vec<Running>) -> Vec<Outcome> {
     ranks.into_iter().map(|rank| rank.finish().unwrap()).collect()
@@ -83,9 +87,7 @@ fn two_processes_have_the_curve_of_one_in_ppo() {
 fn dividing_the_state_has_the_same_curve_and_its_checkpoints_serve_any_number() {
     let yard = yard(&["data", "pretrain"]);
     let dir = yard.path();
-    let command = |run: &'static str, more: &'static str| {
-        stage("sft", dir).args(["--out", run]).args(sets(&SFT_PLAIN)).args(["--set", more])
-    };
+    let command = |run: &'static str, more: &'static str| plain_sft(dir, run).args(["--set", more]);
     command("one", "train.zero_stage=0").succeed().unwrap();
     for (run, zero_stage) in [("stage-1", "train.zero_stage=1"), ("stage-2", "train.zero_stage=2")]
     {
@@ -110,7 +112,7 @@ fn dividing_the_state_has_the_same_curve_and_its_checkpoints_serve_any_number() 
 fn a_rank_that_is_killed_ends_the_others_and_any_number_goes_on() {
     let yard = yard(&["data", "pretrain"]);
     let dir = yard.path();
-    let command = |run: &'static str| stage("sft", dir).args(["--out", run]).args(sets(&SFT_PLAIN));
+    let command = |run: &'static str| plain_sft(dir, run);
     succeed(command("straight").start_ranks(2).unwrap());
 
     let run = dir.join("killed");
@@ -136,8 +138,8 @@ fn a_rank_that_is_killed_ends_the_others_and_any_number_goes_on() {
 fn a_rank_that_hangs_ends_the_others() {
     let yard = yard(&["data", "pretrain"]);
     let run = yard.path().join("hung");
-    let stage = stage("sft", yard.path()).args(["--out", "hung", "--rank-timeout", "2"]);
-    let mut ranks = stage.args(sets(&SFT_PLAIN)).start_ranks(2).unwrap();
+    let stage = plain_sft(yard.path(), "hung").args(["--rank-timeout", "2"]);
+    let mut ranks = stage.start_ranks(2).unwrap();
     assert!(ranks[0].wait_until(|| checkpoints(&run) > 0).unwrap());
     ranks[1].signal("STOP").unwrap();
     let hung = ranks.pop().unwrap();
@@ -151,7 +153,7 @@ fn a_rank_that_hangs_ends_the_others() {
 fn a_signal_to_one_rank_stops_all_after_the_same_step() {
     let yard = yard(&["data", "pretrain"]);
     let dir = yard.path();
-    let command = |run: &'static str| stage("sft", dir).args(["--out", run]).args(sets(&SFT_PLAIN));
+    let command = |run: &'static str| plain_sft(dir, run);
     succeed(command("straight").start_ranks(2).unwrap());
     let run = dir.join("stopped");
     let mut ranks = command("stopped").start_ranks(2).unwrap();
