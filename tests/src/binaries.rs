@@ -208,7 +208,8 @@ impl Outcome {
         for part in parts {
             ensure!(error.contains(part), "the error does not say {part:?}\n{self}");
         }
-        for trace in ["panicked at", "RUST_BACKTRACE", "Exception raised from", "frame #0", ".cpp:"]
+        for trace in
+            ["panicked at", "RUST_BACKTRACE", "Exception raised from", "frame #0", ".cpp:", ".cc:"]
         {
             ensure!(!self.stderr.contains(trace), "the error holds {trace:?}\n{self}");
         }

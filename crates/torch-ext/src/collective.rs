@@ -241,7 +241,7 @@ impl Work {
     /// A rank is gone, or did not take part in time.
     pub fn wait(self) -> Result<()> {
         // SAFETY: borrows the work, which drops at the end of this function.
-        ffi::check(self.op, unsafe { ffi::te_work_wait(self.raw) })
+        ffi::check(self.op, unsafe { ffi::te_work_wait(self.raw) }).map_err(without_place)
     }
 }
 
@@ -249,6 +249,18 @@ impl Drop for Work {
     fn drop(&mut self) {
         // SAFETY: owned, and dropped once.
         unsafe { ffi::te_work_free(self.raw) }
+    }
+}
+
+/// Gloo's messages begin with the place in its source, which tells a user nothing.
+fn without_place(error: TorchError) -> TorchError {
+    match error {
+        TorchError::Libtorch { op, message } => {
+            let place = message.split_once("] ").filter(|(place, _)| place.starts_with("[/"));
+            let message = place.map_or(message.as_str(), |(_, words)| words).to_owned();
+            TorchError::Libtorch { op, message }
+        }
+        other => other,
     }
 }
 

@@ -117,7 +117,8 @@ fn a_rank_that_does_not_take_part_is_an_error_within_the_time() {
     let group = Group::gloo(&store, 1, 2, SECOND).unwrap();
     let sum = Tensor::from_slice(&[1.0]);
     let error = group.all_reduce(&sum, Reduction::Sum).unwrap().wait().unwrap_err();
-    assert!(matches!(error, TorchError::Libtorch { op: "all_reduce", .. }), "{error}");
+    let TorchError::Libtorch { op: "all_reduce", message } = &error else { panic!("{error:?}") };
+    assert!(!message.contains(".cc:"), "{message}");
     drop(done);
     absent.join().unwrap();
 }
