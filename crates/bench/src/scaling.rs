@@ -6,9 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use model::ModelConfig;
-
-/// Bytes that are summed in one go, as `training::world` does.
-const BUCKET: f64 = 4.0 * 1048576.0;
+use training::world::bucket_bytes;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -33,6 +31,12 @@ pub(crate) struct Options {
     /// What the processes divide, as in `train.zero_stage`.
     #[arg(long, default_value_t = 0)]
     zero_stage: u8,
+    /// Bytes of a number that is computed with: 4 in fp32.
+    #[arg(long, default_value_t = 2.0)]
+    compute_bytes: f64,
+    /// Bytes that are summed in one go; what `training::world` takes for so many processes if absent.
+    #[arg(long)]
+    bucket: Option<f64>,
     #[command(flatten)]
     network: Network,
 }
@@ -72,6 +76,10 @@ struct Work {
     rest: f64,
     zero_stage: u8,
     micro_batches: f64,
+    /// Of a number that is computed with.
+    compute_bytes: f64,
+    /// Bytes that are summed in one go.
+    bucket: f64,
 }
 
 /// A step as it is predicted.
@@ -98,15 +106,17 @@ impl Network {
     }
 }
 
-/// Bytes that each process sends in a step: gradients and masters in fp32 by rings.
+/// Bytes that each process sends in a step: gradients and masters in fp32, by rings; of a divided model parameters in the compute
+/// type, for the forward pass and again for the backward pass.
 fn sent(work: Work, ranks: u32) -> f64 {
     let n = f64::from(ranks);
-    let bytes = 4.0 * (work.layer * f64::from(work.layers) + work.rest);
-    let half = (n - 1.0) / n * bytes;
+    let parameters = work.layer * f64::from(work.layers) + work.rest;
+    let half = (n - 1.0) / n * 4.0 * parameters;
     match work.zero_stage {
         0 => 2.0 * half,
         1 => 3.0 * half,
-        _ => (work.micro_batches + 1.0) * half,
+        2 => (work.micro_batches + 1.0) * half,
+        _ => work.micro_batches * (1.0 + 2.0 * work.compute_bytes / 4.0) * half,
     }
 }
 
@@ -124,8 +134,8 @@ fn simulate(work: Work, network: &Network, ranks: u32) -> Step {
     for (index, own) in layers.enumerate() {
         now += backward * own / parameters;
         pending += 4.0 * own;
-        while pending >= BUCKET || (index == count && pending > 0.0) {
-            let bytes = pending.min(BUCKET);
+        while pending >= work.bucket || (index == count && pending > 0.0) {
+            let bytes = pending.min(work.bucket);
             let time = halves * network.half(ranks, bytes);
             free = free.max(now) + time;
             summing += time;
@@ -134,7 +144,17 @@ fn simulate(work: Work, network: &Network, ranks: u32) -> Step {
     }
     let beside = (free - backward).max(0.0);
     let waiting = network.overlap * beside + (1.0 - network.overlap) * summing;
-    let gather = if work.zero_stage > 0 { network.half(ranks, 4.0 * parameters) } else { 0.0 };
+    let bytes = work.compute_bytes;
+    let gather = match work.zero_stage {
+        0 => 0.0,
+        1 | 2 => network.half(ranks, 4.0 * parameters),
+        // What is outside of the layers once a micro-batch, each layer twice.
+        _ => {
+            let layer = 2.0 * network.half(ranks, bytes * work.layer);
+            let once = network.half(ranks, bytes * work.rest);
+            work.micro_batches * (once + f64::from(work.layers) * layer)
+        }
+    };
     let waiting = waiting * sums + gather;
     Step { seconds: work.forward + work.backward + waiting, waiting, sent: sent(work, ranks) }
 }
@@ -159,6 +179,8 @@ pub(crate) fn table(options: &Options) -> Result<String> {
         rest,
         zero_stage: options.zero_stage,
         micro_batches: options.micro_batches,
+        compute_bytes: options.compute_bytes,
+        bucket: f64::INFINITY,
     };
     let mut out = String::from(
         "| processes | step, ms | waiting, ms | sent by each, MB | tokens/s | efficiency |\n|---|---|---|---|---|---|\n",
@@ -166,6 +188,8 @@ pub(crate) fn table(options: &Options) -> Result<String> {
     let alone = simulate(work, &options.network, 1).seconds;
     for &ranks in &options.ranks {
         ensure!(ranks > 0, "--ranks must be at least 1");
+        let own = bucket_bytes(ranks as usize) as f64;
+        let work = Work { bucket: options.bucket.unwrap_or(own), ..work };
         let step = simulate(work, &options.network, ranks);
         let _ = writeln!(
             out,
@@ -184,6 +208,7 @@ pub(crate) fn table(options: &Options) -> Result<String> {
 mod tests {
     use super::*;
 
+    const BUCKET: f64 = 4.0 * 1048576.0;
     const WORK: Work = Work {
         forward: 1.0,
         backward: 2.0,
@@ -192,6 +217,8 @@ mod tests {
         rest: 1048576.0,
         zero_stage: 0,
         micro_batches: 1.0,
+        compute_bytes: 4.0,
+        bucket: BUCKET,
     };
 
     fn network(bandwidth: f64, overlap: f64) -> Network {
@@ -237,6 +264,16 @@ mod tests {
         assert!((step(1, 4.0) - 3.0).abs() < 1e-9);
         assert!((step(2, 1.0) - 2.0).abs() < 1e-9);
         assert!((step(2, 4.0) - 5.0).abs() < 1e-9);
+        assert!((step(3, 1.0) - 3.0).abs() < 1e-9);
+        assert!((step(3, 4.0) - 12.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_divided_model_is_waited_for_twice_in_layers_and_once_outside() {
+        let divided = simulate(Work { zero_stage: 3, ..WORK }, &network(1e9, 0.0), 2);
+        // Gradients of four buckets go one half of a sum, and seven times a bucket is brought together.
+        let half = BUCKET / 2.0 / 1e9;
+        assert!((divided.waiting - 11.0 * half).abs() < 1e-12, "{divided:?}");
     }
 
     #[test]

@@ -50,16 +50,19 @@ pub(crate) fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     let mixed = world.is_first().then(|| mix::write(ctx, &plan)).transpose()?;
     world.meet(ctx)?;
     let texts = mix::plan(ctx, &plan)?;
-    let mut decoder = texts.load(&plan.model.dir, None, ctx.seed, device)?;
+    let mut decoder = texts.load(&plan.model.dir, None, ctx.seed, &world)?;
+    let division = decoder.params().division().cloned();
     decoder.set_dropout(config.train.dropout_over(decoder.config().dropout));
     warn_of_emulation(&decoder);
-    let before = world.is_first().then(|| Answers::of(ctx, &plan, &decoder)).transpose()?.flatten();
+    let before = world.lead(division.as_ref(), || Answers::of(ctx, &plan, &decoder))?.flatten();
     let mut results =
         supervised::train(ctx, &world, &mut decoder, &texts.supervised, &next_token_loss)?;
-    let Some(mixed) = mixed else { return Ok(results) };
-    let trained = texts.trained(Some(&plan.model.dir));
-    save_model(ctx, &mut decoder, &plan.model.tokenizer, &config.save, trained)?;
-    let after = Answers::of(ctx, &plan, &decoder)?;
+    let after = world.lead(division.as_ref(), || {
+        let trained = texts.trained(Some(&plan.model.dir));
+        save_model(ctx, &mut decoder, &plan.model.tokenizer, &config.save, trained)?;
+        Answers::of(ctx, &plan, &decoder)
+    })?;
+    let (Some(mixed), Some(after)) = (mixed, after) else { return Ok(results) };
     match (before, after) {
         (Some(before), Some(after)) => {
             results.extend(compare(ctx, &plan, &before, &after, device)?);

@@ -16,6 +16,7 @@ mod save;
 mod tests;
 
 use crate::config::{Dropout, ModelConfig, SCORE};
+use crate::division::{ROOT, Ranks};
 use crate::error::{Error, Result};
 use crate::layout::{Init, ModelLayout, PartSpec, layout};
 use crate::params::{Keep, Params};
@@ -34,6 +35,7 @@ use rotary::{Rotary, Rotation};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 use torch_ext::attention::Varlen;
 use torch_ext::checkpoint::checkpoint;
@@ -134,16 +136,29 @@ impl Decoder {
     /// Hugging Face zeroes the embedding of `pad_token_id` in the Llama family; no row of a padding-free batch is
     /// padding, so it starts as any other here.
     pub fn init(config: &ModelConfig, seed: u64, options: &LoadOptions) -> Result<Self> {
+        Self::init_over(config, seed, options, None)
+    }
+
+    /// As [`init`](Self::init), divided among `ranks` where there are some.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn init_over(
+        config: &ModelConfig,
+        seed: u64,
+        options: &LoadOptions,
+        ranks: Option<&Arc<dyn Ranks>>,
+    ) -> Result<Self> {
         let layout = layout(config);
         let keep = if options.trainable { Keep::Trained } else { Keep::Frozen };
-        let (device, precision) = (options.device, options.precision);
-        let mut params = Params::allocate(&layout.blocks, device, precision, |_| keep);
+        let like = (options.device, options.precision);
+        let mut params = Params::allocate_for(&layout, ranks, like, |_| keep)?;
         for (b, block) in layout.blocks.iter().enumerate() {
             for (p, part) in block.parts.iter().enumerate() {
                 params.fill(b, p, &start_of(part, seed)?)?;
             }
         }
-        params.refresh_compute();
+        params.refresh_compute()?;
         Ok(Self::assemble(config.clone(), &layout, params))
     }
 
@@ -198,9 +213,10 @@ impl Decoder {
     /// # Errors
     /// libtorch's.
     pub fn zero_score(&mut self) -> Result<()> {
-        if let Some(mut score) = self.params.get(SCORE) {
-            let _ = tch::no_grad(|| score.f_zero_())?;
-            self.params.refresh_compute();
+        if let Some(shape) = self.params.shape(SCORE) {
+            let zeros = Tensor::zeros(shape, (Kind::Float, self.device()));
+            self.params.put(SCORE, &zeros)?;
+            self.params.refresh_compute()?;
         }
         Ok(())
     }
@@ -331,28 +347,52 @@ impl Decoder {
     /// Hidden states `[T, D]` after the final norm, in the compute precision.
     pub fn hidden(&self, input: &Input) -> Result<Tensor> {
         let rotation = self.rotation(&input.positions);
-        let mut hidden = self.embed(&input.ids, &input.positions, self.training);
-        for (index, layer) in self.layers.iter().enumerate() {
-            let chosen = index % self.checkpointing_interval == 0;
-            let checkpointing = if chosen { self.checkpointing } else { Checkpointing::None };
-            if checkpointing == Checkpointing::Layer {
-                hidden = self.checkpointed(layer, &hidden, rotation.as_ref(), &input.documents)?;
-                continue;
-            }
-            let mut attend = |q: &Tensor, k: &Tensor, v: &Tensor, options: &Varlen| {
-                input.documents.attend(q, k, v, options)
-            };
-            let (rotation, training) = (rotation.as_ref(), self.training);
-            hidden = layer.attention_half(&hidden, rotation, training, &mut attend)?;
-            hidden = if checkpointing == Checkpointing::Mlp {
-                let inner = layer.share();
-                let run = move |inputs: &[Tensor]| Ok(vec![inner.mlp_half(&inputs[0], training)?]);
-                checkpoint(&[&hidden], &layer.mlp_leaves(), run)?.remove(0)
-            } else {
-                layer.mlp_half(&hidden, training)?
-            };
+        let mut hidden = self.embed(&input.ids, &input.positions, self.training)?;
+        for index in 0..self.layers.len() {
+            hidden = self.with_layer(index, &hidden, |hidden| {
+                self.layer(index, hidden, rotation.as_ref(), &input.documents)
+            })?;
         }
         self.final_norm.forward(&hidden.narrow(0, 0, input.tokens))
+    }
+
+    /// Runs a layer with its parameters there.
+    fn with_layer(
+        &self,
+        index: usize,
+        hidden: &Tensor,
+        run: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        match self.params.division() {
+            Some(division) => division.through(1 + index, hidden, run),
+            None => run(hidden),
+        }
+    }
+
+    /// One layer of [`hidden`](Self::hidden), with its activation checkpointing.
+    fn layer(
+        &self,
+        index: usize,
+        hidden: &Tensor,
+        rotation: Option<&Rotation>,
+        documents: &Documents,
+    ) -> Result<Tensor> {
+        let (layer, training) = (&self.layers[index], self.training);
+        let chosen = index % self.checkpointing_interval == 0;
+        let checkpointing = if chosen { self.checkpointing } else { Checkpointing::None };
+        if checkpointing == Checkpointing::Layer {
+            return self.checkpointed(layer, hidden, rotation, documents);
+        }
+        let mut attend = |q: &Tensor, k: &Tensor, v: &Tensor, options: &Varlen| {
+            documents.attend(q, k, v, options)
+        };
+        let hidden = layer.attention_half(hidden, rotation, training, &mut attend)?;
+        if checkpointing == Checkpointing::Mlp {
+            let inner = layer.share();
+            let run = move |inputs: &[Tensor]| Ok(vec![inner.mlp_half(&inputs[0], training)?]);
+            return Ok(checkpoint(&[&hidden], &layer.mlp_leaves(), run)?.remove(0));
+        }
+        layer.mlp_half(&hidden, training)
     }
 
     fn checkpointed(
@@ -386,13 +426,15 @@ impl Decoder {
         mut attend: impl FnMut(usize, &Tensor, &Tensor, &Tensor, &Varlen) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let rotation = self.rotation(positions);
-        let mut hidden = self.embed(input_ids, positions, false);
+        let mut hidden = self.embed(input_ids, positions, false)?;
         let layers = packed.map_or(&self.layers, |packed| &packed.layers);
         for (index, layer) in layers.iter().enumerate() {
             let mut attend = |q: &Tensor, k: &Tensor, v: &Tensor, options: &Varlen| {
                 attend(index, q, k, v, options)
             };
-            hidden = layer.forward(&hidden, rotation.as_ref(), false, &mut attend)?;
+            hidden = self.with_layer(index, &hidden, |hidden| {
+                layer.forward(hidden, rotation.as_ref(), false, &mut attend)
+            })?;
         }
         Ok(hidden)
     }
@@ -407,7 +449,11 @@ impl Decoder {
         self.rotary.as_ref().map(|rotary| rotary.rotation(positions, kind))
     }
 
-    fn embed(&self, input_ids: &Tensor, positions: &Tensor, training: bool) -> Tensor {
+    /// The first part of the forward pass. What is outside of the layers is there from here on.
+    fn embed(&self, input_ids: &Tensor, positions: &Tensor, training: bool) -> Result<Tensor> {
+        if let Some(division) = self.params.division() {
+            division.acquire(ROOT)?;
+        }
         let look_up = |table: &Tensor, ids| Tensor::embedding(table, ids, -1, false, false);
         let mut hidden = look_up(&self.embedding, input_ids);
         if let Some(table) = &self.position_embedding {
@@ -416,7 +462,7 @@ impl Decoder {
         if training && self.embedding_dropout > 0.0 {
             hidden = hidden.dropout(self.embedding_dropout, true);
         }
-        hidden
+        Ok(hidden)
     }
 
     /// Weight `[V, D]` and bias `[V]` of the language-model head, for a fused loss. The weight is the leaf that

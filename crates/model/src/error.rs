@@ -68,6 +68,9 @@ pub enum Error {
     /// A generation request or its settings are invalid.
     #[error("{0}")]
     Request(String),
+    /// Another process that holds a part of the model is gone.
+    #[error("{0}")]
+    Ranks(#[source] anyhow::Error),
     /// Reading or writing a file failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),

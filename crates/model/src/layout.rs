@@ -104,6 +104,24 @@ pub(crate) struct ModelLayout {
     pub(crate) score: Option<BlockId>,
 }
 
+impl ModelLayout {
+    /// Blocks that are used together: what is outside of the layers, then each layer's.
+    pub(crate) fn units(&self) -> Vec<Vec<BlockId>> {
+        let of_layer = |layer: &LayerLayout| {
+            let norms = [layer.attention_norm, layer.mlp_norm];
+            let affines = norms.into_iter().chain(layer.linears());
+            let blocks = affines.flat_map(|affine| [Some(affine.weight), affine.bias]);
+            let mut blocks: Vec<BlockId> =
+                blocks.chain([layer.q_norm, layer.k_norm]).flatten().collect();
+            blocks.sort_unstable();
+            blocks
+        };
+        let layers: Vec<_> = self.layers.iter().map(of_layer).collect();
+        let outside = (0..self.blocks.len()).filter(|id| !layers.iter().flatten().any(|b| b == id));
+        std::iter::once(outside.collect()).chain(layers.iter().cloned()).collect()
+    }
+}
+
 /// Collects blocks and hands out their ids.
 struct Builder {
     blocks: Vec<BlockSpec>,

@@ -14,6 +14,7 @@
 
 pub mod config;
 mod decoder;
+pub mod division;
 mod error;
 pub mod generate;
 mod layout;

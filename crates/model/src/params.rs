@@ -3,13 +3,15 @@
 mod block;
 
 use crate::config::is_embedding;
+use crate::division::{Division, Held, Ranks, slice};
 use crate::error::{Error, Result};
-use crate::layout::{BlockId, BlockSpec};
+use crate::layout::{BlockId, BlockSpec, ModelLayout};
 use crate::precision::Precision;
 use block::{Block, Part, Storage};
 pub(crate) use block::{Keep, Stored, Weight};
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
+use std::sync::Arc;
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::four_bit::FourBit;
 use torch_ext::{autograd, foreach};
@@ -59,8 +61,10 @@ pub struct Master<'a> {
     pub name: &'a str,
     /// Its shape.
     pub shape: &'a [i64],
-    /// The weight itself.
+    /// The weight itself, or where it is divided this rank's slice of it, `[numbers]`.
     pub master: Tensor,
+    /// Whether it is divided.
+    pub divided: bool,
     /// Its learning rate is so many times the others'.
     pub rate: f64,
 }
@@ -76,6 +80,10 @@ pub struct Master<'a> {
 ///
 /// Some parameters share one allocation (query, key and value; gate and up) so that one matrix product serves them. The
 /// tensors handed out here are then views of it: contiguous, of the Hugging Face shape, and safe to update in place.
+///
+/// Several processes may hold a model together ([`division`](Self::division)): each has slices of the model's own parameters,
+/// but for those in 4 bits, and [`whole`](Self::whole) brings one together. What hands out whole tensors at once ([`iter`](Self::iter),
+/// [`get`](Self::get) and the like) is for models that are not divided.
 #[derive(Debug)]
 pub struct Params {
     blocks: Vec<Block>,
@@ -84,28 +92,77 @@ pub struct Params {
     index: HashMap<String, (usize, usize)>,
     precision: Precision,
     device: Device,
+    division: Option<Division>,
+    /// Of masters that are divided.
+    refreshed: u64,
 }
 
 impl Params {
-    /// Allocates the blocks; their values are undefined until [`Self::fill`] has set every part.
+    /// Allocates blocks; their values are undefined until [`Self::fill`] has set every part.
+    #[cfg(test)]
     pub(crate) fn allocate(
         specs: &[BlockSpec],
         device: Device,
         precision: Precision,
         keep: impl Fn(BlockId) -> Keep,
-    ) -> Self {
-        let mut params =
-            Self { blocks: Vec::new(), own: specs.len(), index: HashMap::new(), precision, device };
+    ) -> Result<Self> {
+        Self::allocate_over(specs, None, (device, precision), keep)
+    }
+
+    /// Allocates the blocks of a model, divided where there are `ranks`.
+    pub(crate) fn allocate_for(
+        layout: &ModelLayout,
+        ranks: Option<&Arc<dyn Ranks>>,
+        like: (Device, Precision),
+        keep: impl Fn(BlockId) -> Keep,
+    ) -> Result<Self> {
+        let mut params = Self::allocate_over(&layout.blocks, ranks, like, keep)?;
+        params.division = ranks.map(|ranks| {
+            let held = |blocks: Vec<BlockId>| blocks.into_iter().filter_map(|id| params.held(id));
+            let units = layout.units().into_iter().map(|blocks| held(blocks).collect());
+            Division::new(Arc::clone(ranks), (like.1.kind(), like.0), units.collect())
+        });
+        Ok(params)
+    }
+
+    fn allocate_over(
+        specs: &[BlockSpec],
+        ranks: Option<&Arc<dyn Ranks>>,
+        (device, precision): (Device, Precision),
+        keep: impl Fn(BlockId) -> Keep,
+    ) -> Result<Self> {
+        let mut params = Self {
+            blocks: Vec::new(),
+            own: specs.len(),
+            index: HashMap::new(),
+            precision,
+            device,
+            division: None,
+            refreshed: 0,
+        };
         for (id, spec) in specs.iter().enumerate() {
-            params.push(spec, keep(id));
+            params.push(spec, keep(id), ranks.map(|ranks| ranks.size()))?;
         }
-        params
+        Ok(params)
+    }
+
+    fn held(&self, id: BlockId) -> Option<Held> {
+        let Storage::Divided { own, slots, compute, .. } = &self.blocks[id].storage else {
+            return None;
+        };
+        let (own, compute) = (own.shallow_clone(), compute.shallow_clone());
+        Some(Held { id, own, compute, slots: slots.clone() })
+    }
+
+    /// What other ranks have of this model, where it is divided.
+    pub fn division(&self) -> Option<&Division> {
+        self.division.as_ref()
     }
 
     /// Adds a block of an adapter.
-    pub(crate) fn add(&mut self, spec: &BlockSpec, trained: bool) -> BlockId {
-        self.push(spec, if trained { Keep::Trained } else { Keep::Frozen });
-        self.blocks.len() - 1
+    pub(crate) fn add(&mut self, spec: &BlockSpec, trained: bool) -> Result<BlockId> {
+        self.push(spec, if trained { Keep::Trained } else { Keep::Frozen }, None)?;
+        Ok(self.blocks.len() - 1)
     }
 
     /// Takes an adapter's blocks away.
@@ -114,12 +171,13 @@ impl Params {
         self.index.retain(|_, place| place.0 < self.own);
     }
 
-    fn push(&mut self, spec: &BlockSpec, keep: Keep) {
+    fn push(&mut self, spec: &BlockSpec, keep: Keep, ranks: Option<usize>) -> Result<()> {
         let id = self.blocks.len();
         for (p, part) in spec.parts.iter().enumerate() {
             self.index.insert(part.name.clone(), (id, p));
         }
-        self.blocks.push(Block::new(spec, keep, self.device, self.precision));
+        self.blocks.push(Block::new(spec, keep, (self.device, self.precision), ranks)?);
+        Ok(())
     }
 
     /// Sets one part from a tensor of any float kind on any device, shaped as Hugging Face has it.
@@ -128,8 +186,17 @@ impl Params {
     /// libtorch's.
     pub(crate) fn fill(&mut self, block: BlockId, part: usize, value: &Tensor) -> Result<()> {
         let device = self.device;
+        let place = self.division.as_ref().map(Division::place);
         let Block { storage, parts, .. } = &mut self.blocks[block];
         match storage {
+            Storage::Divided { own, slots, .. } => {
+                let (rank, size) = place.unwrap_or((0, 1));
+                let range = slice(slots[part].numel, rank, size);
+                let part = slots[part].own(own, rank, size);
+                let numbers = value.f_reshape([-1])?;
+                let numbers = numbers.f_narrow(0, range.start, range.end - range.start)?;
+                no_grad(|| part.shallow_clone().f_copy_(&numbers))?;
+            }
             Storage::Dense { master, compute } => {
                 let mut view = parts[part].view(&master.as_ref().unwrap_or(compute).detach());
                 no_grad(|| view.f_copy_(value))?;
@@ -144,11 +211,12 @@ impl Params {
         Ok(())
     }
 
-    /// [`Self::fill`] by name.
+    /// Sets a parameter by name from a tensor of any float kind on any device, shaped as Hugging Face has it. To be followed by
+    /// [`refresh_compute`](Self::refresh_compute).
     ///
     /// # Errors
     /// No parameter of this name; libtorch's.
-    pub(crate) fn put(&mut self, name: &str, value: &Tensor) -> Result<()> {
+    pub fn put(&mut self, name: &str, value: &Tensor) -> Result<()> {
         let &(block, part) = self
             .index
             .get(name)
@@ -182,15 +250,17 @@ impl Params {
         }
     }
 
-    /// The model's own parameters by name, in order, as they are held: whole, or (on the right) in 4 bits.
+    /// The model's own parameters by name, in order, as they are held.
     pub(crate) fn stored(&self) -> impl Iterator<Item = (&str, Stored<'_>)> {
         self.blocks[..self.own].iter().flat_map(|block| {
             block.parts.iter().enumerate().map(move |(p, part)| {
-                let four_bit = match &block.storage {
-                    Storage::FourBit { parts, .. } => parts[p].as_ref(),
+                let stored = match &block.storage {
+                    Storage::FourBit { parts, .. } => parts[p].as_ref().map(Stored::FourBit),
+                    Storage::Divided { .. } => Some(Stored::Divided(&part.shape)),
                     Storage::Dense { .. } => None,
                 };
-                (part.name.as_str(), four_bit.map_or_else(|| Ok(block.weight(p)), Err))
+                let whole = || Stored::Whole(block.weight(p));
+                (part.name.as_str(), stored.unwrap_or_else(whole))
             })
         })
     }
@@ -201,7 +271,9 @@ impl Params {
     /// For a block in 4 bits: only weights of linear layers are, which [`Self::weight`] gives.
     pub(crate) fn leaf(&self, block: BlockId) -> Tensor {
         match &self.blocks[block].storage {
-            Storage::Dense { compute, .. } => compute.shallow_clone(),
+            Storage::Dense { compute, .. } | Storage::Divided { compute, .. } => {
+                compute.shallow_clone()
+            }
             Storage::FourBit { .. } => unreachable!("only linear layers have weights in 4 bits"),
         }
     }
@@ -209,7 +281,9 @@ impl Params {
     /// The weight of a block as the forward pass uses it.
     pub(crate) fn weight(&self, block: BlockId) -> Weight {
         match &self.blocks[block].storage {
-            Storage::Dense { compute, .. } => Weight::Dense(compute.shallow_clone()),
+            Storage::Dense { compute, .. } | Storage::Divided { compute, .. } => {
+                Weight::Dense(compute.shallow_clone())
+            }
             Storage::FourBit { parts, .. } => {
                 Weight::FourBit(parts.iter().flatten().map(FourBit::shallow_clone).collect())
             }
@@ -218,11 +292,19 @@ impl Params {
 
     /// A frozen handle on the model's own parameters: what does not train is shared, what trains is copied as it is now, and so
     /// is the memory that holds a parameter of these names.
-    pub(crate) fn frozen(&self, apart: &BTreeSet<String>) -> Self {
+    ///
+    /// # Errors
+    /// The model is divided.
+    pub(crate) fn frozen(&self, apart: &BTreeSet<String>) -> Result<Self> {
+        if self.division.is_some() {
+            let message = "a model that is divided among processes cannot share its weights";
+            return Err(Error::Input(message.into()));
+        }
         let blocks: Vec<Block> = self.blocks[..self.own]
             .iter()
             .map(|block| {
                 let storage = match &block.storage {
+                    Storage::Divided { .. } => unreachable!("of a model that is not divided"),
                     Storage::Dense { master, compute } => {
                         let compute = compute.detach();
                         let named = block.parts.iter().any(|part| apart.contains(&part.name));
@@ -254,12 +336,13 @@ impl Params {
             })
             .collect();
         let index = self.index.iter().filter(|(_, place)| place.0 < self.own);
-        Self {
+        Ok(Self {
             blocks,
             own: self.own,
             index: index.map(|(name, place)| (name.clone(), *place)).collect(),
+            division: None,
             ..*self
-        }
+        })
     }
 
     /// Number of named parameters.
@@ -308,7 +391,9 @@ impl Params {
 
     /// A number that grows with every change of the compute weights.
     pub(crate) fn version(&self) -> Result<u64> {
-        self.blocks.iter().filter_map(Block::compute).map(|t| Ok(autograd::version(t)?)).sum()
+        let versions = self.blocks.iter().filter_map(Block::compute);
+        let versions: Result<u64> = versions.map(|t| Ok(autograd::version(t)?)).sum();
+        Ok(versions? + self.refreshed)
     }
 
     /// All names, in the order of the model.
@@ -330,6 +415,18 @@ impl Params {
     /// [`iter`](Self::iter) over what an adapter has added.
     pub(crate) fn added(&self) -> impl Iterator<Item = (&str, Tensor)> {
         Self::weights_of(&self.blocks[self.own..])
+    }
+
+    /// The names of the parameters that train.
+    pub fn trained_names(&self) -> impl Iterator<Item = &str> {
+        let parts = self.blocks.iter().flat_map(|block| &block.parts);
+        parts.filter(|part| part.trainable).map(|part| part.name.as_str())
+    }
+
+    /// The shape of the parameter of this name.
+    pub fn shape(&self, name: &str) -> Option<&[i64]> {
+        let &(block, part) = self.index.get(name)?;
+        Some(&self.blocks[block].parts[part].shape)
     }
 
     /// [`iter`](Self::iter) over the parameters that train: all that a run changes.
@@ -354,6 +451,23 @@ impl Params {
         Some(self.blocks[block].weight(part))
     }
 
+    /// As [`get`](Self::get), but brought together from the ranks where it is divided. All of them take part, by the same
+    /// call or by [`Division::answer`].
+    ///
+    /// # Errors
+    /// A rank is gone, or does not take part in time.
+    pub fn whole(&self, name: &str) -> Result<Option<Tensor>> {
+        let Some(&(block, part)) = self.index.get(name) else { return Ok(None) };
+        let own = &self.blocks[block];
+        match (&own.storage, &self.division) {
+            (Storage::Divided { .. }, Some(division)) => {
+                let numbers = division.whole(block, part)?;
+                Ok(Some(numbers.view(own.parts[part].shape.as_slice())))
+            }
+            _ => Ok(Some(own.weight(part))),
+        }
+    }
+
     /// The fp32 gradient of this name as of the last [`gather_grads`](Self::gather_grads), if it has one.
     pub fn grad(&self, name: &str) -> Option<Tensor> {
         let &(block, part) = self.index.get(name)?;
@@ -364,12 +478,16 @@ impl Params {
     /// Chooses which parameters train, by name. Freezes all others. Those without masters stay frozen.
     pub fn set_trainable(&mut self, choose: impl Fn(&str) -> bool) {
         for block in &mut self.blocks {
-            let Storage::Dense { master, compute } = &mut block.storage else { continue };
+            let may = block.may_train();
             for part in &mut block.parts {
-                part.trainable = master.is_some() && choose(&part.name);
+                part.trainable = may && choose(&part.name);
             }
             let any = block.parts.iter().any(|part| part.trainable);
-            *compute = compute.set_requires_grad(any);
+            if let Storage::Dense { compute, .. } | Storage::Divided { compute, .. } =
+                &mut block.storage
+            {
+                *compute = compute.set_requires_grad(any);
+            }
         }
     }
 
@@ -395,23 +513,33 @@ impl Params {
 
     /// The masters of the parameters that train, in the order of the model.
     pub fn masters(&self) -> Vec<Master<'_>> {
+        let (rank, size) = self.division.as_ref().map_or((0, 1), Division::place);
         let trained = self.blocks.iter().filter(|block| block.trains());
         let parts = trained.flat_map(|block| {
             let parts = block.parts.iter().enumerate().filter(|(_, part)| part.trainable);
-            parts.map(move |(p, part)| Master {
-                name: &part.name,
-                shape: &part.shape,
-                master: block.weight(p),
-                rate: part.rate,
+            parts.map(move |(p, part)| {
+                let (master, divided) = match &block.storage {
+                    Storage::Divided { own, slots, .. } => (slots[p].own(own, rank, size), true),
+                    _ => (block.weight(p), false),
+                };
+                Master { name: &part.name, shape: &part.shape, master, divided, rate: part.rate }
             })
         });
         parts.collect()
     }
 
-    /// Copies the masters into the compute copies, casting once. Call after every change of the masters.
-    pub fn refresh_compute(&mut self) {
+    /// Copies the masters into the compute copies, casting once; where they are divided, gives those up. Call after every change
+    /// of the masters.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn refresh_compute(&mut self) -> Result<()> {
+        if let Some(division) = &self.division {
+            self.refreshed += 1;
+            division.release_all()?;
+        }
         if self.precision == Precision::Fp32 {
-            return;
+            return Ok(());
         }
         no_grad(|| {
             for block in &mut self.blocks {
@@ -420,6 +548,7 @@ impl Params {
                 }
             }
         });
+        Ok(())
     }
 
     /// Adds the gradients that backward left on the compute copies into the fp32 gradients, and takes the former away. In

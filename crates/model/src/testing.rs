@@ -69,7 +69,7 @@ pub(crate) fn randomised(config: &ModelConfig, options: &LoadOptions) -> Decoder
             weight.copy_(&(values + f64::from(is_norm)));
         }
     });
-    decoder.params_mut().refresh_compute();
+    decoder.params_mut().refresh_compute().unwrap();
     decoder
 }
 

@@ -7,8 +7,8 @@ mod tests;
 mod write;
 
 pub use read::WeightFiles;
+pub(crate) use write::{Values, write_as, write_tensors_with};
 pub use write::{write, write_tensors};
-pub(crate) use write::{write_as, write_tensors_with};
 
 use crate::config::Architecture;
 use safetensors::Dtype;

@@ -314,6 +314,10 @@ pub(crate) struct Train {
     /// Each so many layers are checkpointed.
     #[serde(default = "one_sample")]
     pub(crate) checkpointing_interval: usize,
+    /// With several processes: 1 divides the optimisers' state among them in place of each having all of it (Rajbhandari et al.
+    /// 2020, arXiv:1910.02054). Changes no result but by rounding.
+    #[serde(default)]
+    pub(crate) zero_stage: u8,
     /// Write metrics each so many steps.
     #[serde(default = "one_step")]
     pub(crate) log_every_steps: u64,

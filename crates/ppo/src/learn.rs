@@ -6,34 +6,44 @@ use objectives::{policy_loss, value_loss};
 use tch::{Kind, Tensor};
 use torch_ext::autograd;
 use training::loss::next_token_loss;
-use training::optimizer::{AdamW, LossScale};
-use training::update::{Applied, apply};
-use training::world::{Reducer, World};
+use training::settings::Optimizer;
+use training::update::{Applied, Updater};
+use training::world::World;
 
 use crate::config::{Config, KlPlace};
 use crate::experience::Experience;
 use crate::models::Models;
 use crate::rollout::Minibatch;
 
-/// The optimisers with the loss scales of fp16.
-pub(crate) struct Optimizers {
-    pub(crate) policy: AdamW,
+/// What moves the models that learn.
+pub(crate) struct Updaters {
+    pub(crate) world: World,
+    pub(crate) policy: Updater,
     /// Of a value function's own trunk.
-    pub(crate) value: Option<AdamW>,
-    pub(crate) policy_scale: LossScale,
-    pub(crate) value_scale: LossScale,
+    pub(crate) value: Option<Updater>,
 }
 
-/// What sums the gradients over the ranks.
-pub(crate) struct Reducers {
-    pub(crate) policy: Reducer,
-    pub(crate) value: Option<Reducer>,
-}
+impl Updaters {
+    pub(crate) fn new(world: &World, config: &Config, models: &mut Models) -> anyhow::Result<Self> {
+        let train = &config.train;
+        let rate = config.value.as_ref().and_then(|value| value.learning_rate);
+        let of_value = Optimizer {
+            learning_rate: rate.unwrap_or(train.optimizer.learning_rate),
+            ..train.optimizer.clone()
+        };
+        let make = |decoder: &mut Decoder, settings: &Optimizer| {
+            Updater::new(world, decoder, settings, train.zero_stage)
+        };
+        Ok(Self {
+            world: world.clone(),
+            policy: make(&mut models.policy, &train.optimizer)?,
+            value: models.value.as_mut().map(|value| make(value, &of_value)).transpose()?,
+        })
+    }
 
-impl Reducers {
-    pub(crate) fn new(world: &World, models: &Models) -> anyhow::Result<Self> {
-        let of = |decoder: &Decoder| Reducer::new(world, decoder.params(), 0);
-        Ok(Self { policy: of(&models.policy)?, value: models.value.as_ref().map(of).transpose()? })
+    /// The policy's, then the value function's.
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut Updater> {
+        std::iter::once(&mut self.policy).chain(&mut self.value)
     }
 }
 
@@ -111,12 +121,9 @@ impl Learned {
 ///
 /// # Errors
 /// libtorch's; data of the pre-training mix that cannot be read; a rank that is gone.
-#[expect(clippy::too_many_arguments, reason = "all that a step has")]
 pub(crate) fn learn(
-    world: &World,
     models: &mut Models,
-    reducers: &Reducers,
-    optimizers: &mut Optimizers,
+    updaters: &mut Updaters,
     config: &Config,
     passes: &[Vec<Minibatch>],
     experience: &Experience,
@@ -125,7 +132,7 @@ pub(crate) fn learn(
 ) -> anyhow::Result<Learned> {
     let mut learned = Learned::default();
     for minibatch in passes.iter().flatten() {
-        let sums = accumulate(world, models, optimizers, config, minibatch, experience, course)?;
+        let sums = accumulate(models, updaters, config, minibatch, experience, course)?;
         if let Some(most) = config.ppo.target_kl
             && !learned.minibatches.is_empty()
             && sums.double_value(&[5]) > most
@@ -140,34 +147,22 @@ pub(crate) fn learn(
         if let (Some(mix), Some(ptx), false) = (mix.as_mut(), &config.ptx, course.warmup)
             && let Some(step) = mix.next_step()?
         {
-            let scale = optimizers.policy_scale.scale * ptx.coef;
-            learned.ptx_losses.push(mix_in(world, models, &step, scale)?);
+            let scale = updaters.policy.loss_scale.scale * ptx.coef;
+            learned.ptx_losses.push(mix_in(&updaters.world, models, &step, scale)?);
         }
         let row = |values: &[f64]| std::array::from_fn(|at| values[at]);
         let (factor, moves) = (course.factor, !course.warmup || models.value.is_none());
         let mut means = None;
         if moves {
-            reducers.policy.sum_gathered(models.policy.params_mut())?;
-            let Optimizers { policy, policy_scale, .. } = &mut *optimizers;
-            let applied = apply(
-                world,
-                &reducers.policy,
-                &mut models.policy,
-                policy,
-                factor,
-                policy_scale,
-                &sums,
-            )?;
+            updaters.policy.sum_gathered(&mut models.policy)?;
+            let applied = updaters.policy.apply(&mut models.policy, factor, &sums)?;
             learned.policy_norms.push(applied.grad_norm);
             learned.skipped += u64::from(!applied.finite);
             means = Some(row(&applied.sums));
         }
-        let of_value = (&mut models.value, &mut optimizers.value, &reducers.value);
-        if let (Some(value), Some(optimizer), Some(reducer)) = of_value {
-            reducer.sum_gathered(value.params_mut())?;
-            let scale = &mut optimizers.value_scale;
-            let Applied { grad_norm, finite, sums } =
-                apply(world, reducer, value, optimizer, factor, scale, &sums)?;
+        if let (Some(value), Some(updater)) = (&mut models.value, &mut updaters.value) {
+            updater.sum_gathered(value)?;
+            let Applied { grad_norm, finite, sums } = updater.apply(value, factor, &sums)?;
             learned.value_norms.push(grad_norm);
             learned.skipped += u64::from(!finite);
             means = means.or_else(|| Some(row(&sums)));
@@ -181,9 +176,8 @@ pub(crate) fn learn(
 ///
 /// Every mean is over the response tokens of the whole minibatch, so how it is cut into micro-batches changes nothing.
 fn accumulate(
-    world: &World,
     models: &mut Models,
-    optimizers: &Optimizers,
+    updaters: &Updaters,
     config: &Config,
     minibatch: &Minibatch,
     experience: &Experience,
@@ -217,8 +211,8 @@ fn accumulate(
             let (before, returns) = (of(&experience.values), of(&experience.returns));
             let value = value_loss(&values, &before, &returns, config.ppo.value_clip_range);
             let weighted = config.ppo.value_coef * &value.loss_sum;
-            if let Some(own) = &mut models.value {
-                autograd::backward(&(weighted * (optimizers.value_scale.scale / count)))?;
+            if let (Some(own), Some(updater)) = (&mut models.value, &updaters.value) {
+                autograd::backward(&(weighted * (updater.loss_scale.scale / count)))?;
                 own.params_mut().gather_grads()?;
             } else {
                 loss += weighted;
@@ -226,7 +220,7 @@ fn accumulate(
             (value_sum, value_clipped) = (value.loss_sum, value.clipped);
         }
         if !course.warmup || models.value.is_none() {
-            autograd::backward(&(&loss * (optimizers.policy_scale.scale / count)))?;
+            autograd::backward(&(&loss * (updaters.policy.loss_scale.scale / count)))?;
             models.policy.params_mut().gather_grads()?;
         }
         let ratios = policy.ratio.sum(Kind::Float);
@@ -245,8 +239,8 @@ fn accumulate(
         let furthest = (&policy.ratio - 1.0).abs().max().to_kind(Kind::Double).view(1);
         gap = gap.max_other(&furthest);
     }
-    world.sum(&sums)?;
-    world.max(&gap)?;
+    updaters.world.sum(&sums)?;
+    updaters.world.max(&gap)?;
     Ok(Tensor::cat(&[sums / count, gap], 0))
 }
 

@@ -231,6 +231,14 @@ impl Config {
         }
         problems.extend("train.optimizer", train.optimizer.problems());
         problems.extend("train.schedule", train.schedule.problems());
+        let stage = train.zero_stage;
+        problems.check(
+            stage <= 1,
+            "train.zero_stage",
+            format_args!(
+                "must be 0 or 1, got {stage}: sampling needs the whole policy in every process"
+            ),
+        );
         self.check_choices(problems);
     }
 

@@ -8,23 +8,21 @@ use std::time::Instant;
 use anyhow::Context as _;
 use artifact::columns::{PROMPT, RESPONSE, SCORE, STEP};
 use artifact::rows::{Cell, Column, Kind, TableWriter};
-use data::batch::{BatchConfig, BatchSize, Batcher, Share};
+use data::batch::{BatchConfig, BatchSize, Batcher};
 use data::dataset::{Cursor, Order, TokenDataset};
-use model::Decoder;
 use model::weights::write_tensors;
 use objectives::adapt_kl_coef;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use stage::{Context, ErrorExt as _, Interrupted, Results};
 use training::checkpoint;
-use training::optimizer::{AdamW, LossScale};
-use training::settings::Optimizer;
+use training::optimizer::LossScale;
 use training::world::World;
 
 use crate::config::KlCoef;
 use crate::evaluate::{Baseline, EvalResult, baseline, evaluate};
 use crate::experience::{Experience, policy_pass, reference_pass, scores};
-use crate::learn::{Course, Learned, Optimizers, Reducers, learn};
+use crate::learn::{Course, Learned, Updaters, learn};
 use crate::models::Models;
 use crate::plan::Plan;
 use crate::rollout::{Episode, MicroBatch, PromptCursor, minibatches, rollout};
@@ -96,8 +94,7 @@ struct Run<'a> {
     world: &'a World,
     plan: &'a Plan,
     models: &'a mut Models,
-    optimizers: Optimizers,
-    reducers: Reducers,
+    updaters: Updaters,
     mix: Option<Batcher>,
     state: State,
     saved_at: Option<u64>,
@@ -122,7 +119,7 @@ impl<'a> Run<'a> {
             anyhow::Ok(Batcher::new(rows, config).shared(world.share()))
         });
         let mut mix = mix.take().transpose()?;
-        let mut optimizers = new_optimizers(plan, models)?;
+        let mut updaters = Updaters::new(world, &plan.config, models)?;
         let initial = match plan.config.kl.coef {
             KlCoef::Fixed(coef) => coef,
             KlCoef::Adaptive { initial, .. } => initial,
@@ -131,16 +128,14 @@ impl<'a> Run<'a> {
         let mut saved_at = None;
         if let Some(resumed) = checkpoint::resume::<State>(ctx, models.policy.device())? {
             let path = &resumed.path;
-            load(models, &mut optimizers, path).hint(checkpoint::DAMAGED)?;
+            load(models, &mut updaters, path).hint(checkpoint::DAMAGED)?;
             (state, saved_at) = (resumed.state, Some(resumed.step));
             if let (Some(mix), Some(cursor)) = (&mut mix, state.mix) {
                 mix.seek(cursor)?;
             }
-            for (scale, saved) in [
-                (&mut optimizers.policy_scale, state.policy_scale),
-                (&mut optimizers.value_scale, state.value_scale),
-            ] {
-                *scale = saved.unwrap_or(*scale);
+            let saved = [state.policy_scale, state.value_scale];
+            for (updater, saved) in updaters.all_mut().zip(saved) {
+                updater.loss_scale = saved.unwrap_or(updater.loss_scale);
             }
         }
         checkpoint::same_in_all(ctx, world, saved_at)?;
@@ -150,8 +145,7 @@ impl<'a> Run<'a> {
         }
         ctx.metrics.begin(saved_at)?;
         ctx.metrics.start_progress(train.steps, state.step);
-        let reducers = Reducers::new(world, models)?;
-        Ok(Self { ctx, world, plan, models, optimizers, reducers, mix, state, saved_at })
+        Ok(Self { ctx, world, plan, models, updaters, mix, state, saved_at })
     }
 
     fn is_done(&self) -> bool {
@@ -202,10 +196,8 @@ impl<'a> Run<'a> {
         let warmup = self.state.step < config.ppo.critic_warmup_steps;
         let course = Course { factor, kl_coef: self.state.kl_coef, warmup };
         let learned = learn(
-            self.world,
             self.models,
-            &self.reducers,
-            &mut self.optimizers,
+            &mut self.updaters,
             config,
             &passes,
             &experience,
@@ -232,8 +224,8 @@ impl<'a> Run<'a> {
         state.step += 1;
         state.episode += episodes.len() as u64;
         state.mix = self.mix.as_ref().map(Batcher::cursor);
-        state.policy_scale = Some(self.optimizers.policy_scale);
-        state.value_scale = Some(self.optimizers.value_scale);
+        state.policy_scale = Some(self.updaters.policy.loss_scale);
+        state.value_scale = self.updaters.value.as_ref().map(|updater| updater.loss_scale);
         let (step, coef) = (state.step, state.kl_coef);
         if let KlCoef::Adaptive { target, horizon, .. } = config.kl.coef {
             state.kl_coef = adapt_kl_coef(coef, kl, target, episodes.len() as u64, horizon);
@@ -346,10 +338,8 @@ impl<'a> Run<'a> {
     }
 
     fn save(&mut self) -> anyhow::Result<()> {
-        let (models, optimizers, tokenizer) =
-            (&*self.models, &self.optimizers, &self.plan.tokenizer);
+        let (models, tokenizer) = (&*self.models, &self.plan.tokenizer);
         let step = self.state.step;
-        let whole = |name| checkpoint::optimizer_file(name, Share::default());
         let write = |dir: &Path| {
             checkpoint::save_weights(&models.policy, dir)?;
             tokenizer.save(dir)?;
@@ -365,13 +355,12 @@ impl<'a> Run<'a> {
             if !values.is_empty() {
                 write_tensors(&dir.join(VALUE), &values)?;
             }
-            write_tensors(&dir.join(whole(OPTIMIZER)), &optimizers.policy.state())?;
-            if let Some(optimizer) = &optimizers.value {
-                write_tensors(&dir.join(whole(VALUE_OPTIMIZER)), &optimizer.state())?;
-            }
             Ok(())
         };
-        checkpoint::save(self.ctx, self.world, step, &self.state, write, &[])?;
+        let Updaters { policy, value, .. } = &self.updaters;
+        let mut optimizers = vec![(OPTIMIZER, policy)];
+        optimizers.extend(value.as_ref().map(|updater| (VALUE_OPTIMIZER, updater)));
+        checkpoint::save(self.ctx, self.world, step, &self.state, None, write, &optimizers)?;
         self.saved_at = Some(step);
         let settings = &self.plan.config.train.checkpoint;
         let pinned = self.state.best.as_ref().filter(|_| settings.keep_best).map(|(step, _)| *step);
@@ -416,29 +405,8 @@ impl<'a> Run<'a> {
     }
 }
 
-fn new_optimizers(plan: &Plan, models: &mut Models) -> anyhow::Result<Optimizers> {
-    let train = &plan.config.train;
-    let rate = plan.config.value.as_ref().and_then(|value| value.learning_rate);
-    let of_value = Optimizer {
-        learning_rate: rate.unwrap_or(train.optimizer.learning_rate),
-        ..train.optimizer.clone()
-    };
-    let scale = LossScale::new(train.precision);
-    let make = |decoder: &mut Decoder, settings: &Optimizer| {
-        let optimizer = AdamW::new(&decoder.params_mut().trainable(), settings);
-        decoder.params_mut().clear_grads()?;
-        anyhow::Ok(optimizer)
-    };
-    Ok(Optimizers {
-        policy: make(&mut models.policy, &train.optimizer)?,
-        value: models.value.as_mut().map(|value| make(value, &of_value)).transpose()?,
-        policy_scale: scale,
-        value_scale: scale,
-    })
-}
-
 /// Puts weights and optimisers of a checkpoint in place.
-fn load(models: &mut Models, optimizers: &mut Optimizers, dir: &Path) -> anyhow::Result<()> {
+fn load(models: &mut Models, updaters: &mut Updaters, dir: &Path) -> anyhow::Result<()> {
     let (policy, value) = (checkpoint::weights_of(dir, &models.policy), dir.join(VALUE));
     if let Some(own) = &mut models.value {
         checkpoint::load_weights(own, &[&value])?;
@@ -446,11 +414,8 @@ fn load(models: &mut Models, optimizers: &mut Optimizers, dir: &Path) -> anyhow:
     } else {
         checkpoint::load_weights(&mut models.policy, &[&policy, &value])?;
     }
-    checkpoint::load_optimizer(&mut optimizers.policy, dir, OPTIMIZER, Share::default())?;
-    if let Some(optimizer) = &mut optimizers.value {
-        checkpoint::load_optimizer(optimizer, dir, VALUE_OPTIMIZER, Share::default())?;
-    }
-    Ok(())
+    let names = [OPTIMIZER, VALUE_OPTIMIZER];
+    updaters.all_mut().zip(names).try_for_each(|(updater, name)| updater.load(dir, name))
 }
 
 fn write_samples(ctx: &Context, samples: &[Sample]) -> anyhow::Result<()> {

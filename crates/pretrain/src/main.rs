@@ -18,7 +18,7 @@ mod config;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use model::{Decoder, LoadOptions};
+use model::Decoder;
 use stage::{Context, Info, Results};
 use training::stage_run::{record_inputs, train_on_texts};
 use training::world::World;
@@ -48,13 +48,12 @@ fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     }
     record_inputs(ctx, &plan.texts)?;
     ctx.start()?;
-    let precision = plan.texts.supervised.settings.precision;
-    let options = LoadOptions { device: world.device(), precision, trainable: true };
     let (mut decoder, base) = match &plan.start {
-        Start::Fresh { config, .. } => (Decoder::init(config, ctx.seed, &options)?, None),
-        Start::Model { dir, .. } => {
-            (plan.texts.load(dir, None, ctx.seed, world.device())?, Some(dir))
+        Start::Fresh { config, .. } => {
+            let (options, ranks) = (plan.texts.load_options(&world), plan.texts.holders(&world));
+            (Decoder::init_over(config, ctx.seed, &options, ranks.as_ref())?, None)
         }
+        Start::Model { dir, .. } => (plan.texts.load(dir, None, ctx.seed, &world)?, Some(dir)),
     };
     train_on_texts(ctx, &world, &mut decoder, &plan.texts, base.map(PathBuf::as_path))
 }

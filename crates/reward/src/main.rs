@@ -59,8 +59,7 @@ fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     record_inputs(ctx, &plan.pairs)?;
     ctx.start()?;
     let supervised = &plan.pairs.supervised;
-    let mut decoder =
-        plan.pairs.load(&plan.model_dir, Some(Head::Score), ctx.seed, world.device())?;
+    let mut decoder = plan.pairs.load(&plan.model_dir, Some(Head::Score), ctx.seed, &world)?;
     // Off unless asked for: noise in the scores is noise in their order.
     decoder.set_dropout(supervised.settings.dropout_over(Dropout::default()));
     warn_of_emulation(&decoder);
@@ -68,18 +67,23 @@ fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     let centering = plan.reward.centering_coefficient;
     let loss = |decoder: &Decoder, batch: &PairBatch| pair_loss(decoder, batch, centering);
     let mut results = train(ctx, &world, &mut decoder, supervised, &loss)?;
-    if !world.is_first() {
-        return Ok(results);
-    }
+    let division = decoder.params().division().cloned();
+    let more = world.lead(division.as_ref(), || hand_on(ctx, &mut decoder, &plan))?;
+    results.extend(more.into_iter().flatten());
+    Ok(results)
+}
 
+/// Scores held-out pairs, writes the model with what the scores are like, and returns what the manifest reports of it.
+fn hand_on(ctx: &mut Context, decoder: &mut Decoder, plan: &Plan) -> anyhow::Result<Results> {
+    let supervised = &plan.pairs.supervised;
     let (files, limit) = pairs_of(supervised);
-    let scored = Scored::new(ctx, &decoder, &files, supervised.settings.micro_batch_tokens, limit)?;
+    let scored = Scored::new(ctx, decoder, &files, supervised.settings.micro_batch_tokens, limit)?;
     let (mean, deviation) = scored.statistics();
     decoder.set_score_statistics(mean, deviation);
-    save(ctx, &mut decoder, &plan)?;
+    save(ctx, decoder, plan)?;
     scored.write_samples(ctx, &plan.pairs.tokenizer)?;
-    results.extend(scored.results());
-    results.extend(sizes(&decoder));
+    let mut results = scored.results();
+    results.extend(sizes(decoder));
     Ok(results)
 }
 

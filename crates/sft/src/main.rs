@@ -44,6 +44,6 @@ fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Results> {
     ctx.input("model", &plan.model_dir)?;
     record_inputs(ctx, &plan.texts)?;
     ctx.start()?;
-    let mut decoder = plan.texts.load(&plan.model_dir, None, ctx.seed, world.device())?;
+    let mut decoder = plan.texts.load(&plan.model_dir, None, ctx.seed, &world)?;
     train_on_texts(ctx, &world, &mut decoder, &plan.texts, Some(&plan.model_dir))
 }

@@ -28,7 +28,8 @@ impl Signal {
         128 + self.number() as u8
     }
 
-    fn number(self) -> i32 {
+    /// As the system has it.
+    pub fn number(self) -> i32 {
         match self {
             Self::Int => SIGINT,
             Self::Term => SIGTERM,

@@ -67,6 +67,8 @@ unsafe extern "C" {
     pub(crate) fn te_memory_stats(device: i64, out: *mut MemoryStats) -> *mut c_char;
     pub(crate) fn te_reset_peak_stats(device: i64) -> *mut c_char;
     pub(crate) fn te_keep_freed();
+    pub(crate) fn te_storage_release(tensor: Ptr) -> *mut c_char;
+    pub(crate) fn te_storage_restore(tensor: Ptr) -> *mut c_char;
     pub(crate) fn te_cpu_memory() -> CpuMemory;
     pub(crate) fn te_cpu_reset_peak();
     pub(crate) fn te_cpu_release();

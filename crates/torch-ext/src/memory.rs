@@ -1,6 +1,6 @@
 //! Memory: how freed memory is kept on the CPU; what CUDA's caching allocator holds and what the device has.
 
-use tch::Device;
+use tch::{Device, Tensor};
 
 use crate::{Result, TorchError, ffi};
 
@@ -93,6 +93,25 @@ pub fn reset_peak(device: Device) -> Result<()> {
     ffi::check(OP, unsafe { ffi::te_reset_peak_stats(cuda_index(device)?) })
 }
 
+/// Gives up the memory of `tensor` and of all that share it; shape, type and place in a graph stay. Nothing may touch its
+/// numbers until [`restore`].
+///
+/// # Errors
+/// A view, or a tensor without memory of its own.
+pub fn release(tensor: &Tensor) -> Result<()> {
+    // SAFETY: borrows the tensor. What would read its numbers now finds no memory: callers keep to what is said above.
+    ffi::check(OP, unsafe { ffi::te_storage_release(ffi::ptr(tensor)) })
+}
+
+/// Gives a tensor memory again after [`release`]; its numbers are undefined. A tensor that has memory keeps it as it is.
+///
+/// # Errors
+/// As [`release`]; no memory left.
+pub fn restore(tensor: &Tensor) -> Result<()> {
+    // SAFETY: borrows the tensor.
+    ffi::check(OP, unsafe { ffi::te_storage_restore(ffi::ptr(tensor)) })
+}
+
 /// Returns the caching allocators' unused memory to the system and to CUDA devices.
 ///
 /// # Errors
@@ -134,8 +153,8 @@ mod tests {
         assert!(error.starts_with("memory: cuda:4096 is not there ("), "{error}");
     }
 
-    fn cpu_tensor(mib: i64) -> tch::Tensor {
-        tch::Tensor::ones([mib << 20], (tch::Kind::Int8, Device::Cpu))
+    fn cpu_tensor(mib: i64) -> Tensor {
+        Tensor::ones([mib << 20], (tch::Kind::Int8, Device::Cpu))
     }
 
     #[test]
@@ -147,7 +166,7 @@ mod tests {
             let address = first.data_ptr();
             drop(first);
             // A little smaller: the same size class.
-            let second = tch::Tensor::ones([(40 << 20) - 5000], (tch::Kind::Int8, Device::Cpu));
+            let second = Tensor::ones([(40 << 20) - 5000], (tch::Kind::Int8, Device::Cpu));
             second.data_ptr() == address
                 && second.sum(tch::Kind::Int64).int64_value(&[]) == (40 << 20) - 5000
         });
@@ -186,6 +205,39 @@ mod tests {
     }
 
     #[test]
+    fn a_released_tensor_takes_no_memory_and_serves_backward_once_restored() {
+        keep_freed();
+        let like = (tch::Kind::Float, Device::Cpu);
+        let weight = Tensor::ones([8, 1 << 20], like).set_requires_grad(true);
+        let numbers = weight.detach().copy();
+        let x = Tensor::ones([2, 8], like).set_requires_grad(true);
+        let loss = x.matmul(&weight).sum(tch::Kind::Float);
+        // Other tests take and free memory meanwhile, but hardly as much every time.
+        let freed = || {
+            let before = cpu_stats().allocated;
+            release(&weight).unwrap();
+            let after = cpu_stats().allocated;
+            restore(&weight).unwrap();
+            before >= after + (32 << 20)
+        };
+        assert!((0..20).any(|_| freed()));
+        release(&weight).unwrap();
+        release(&weight).unwrap();
+        assert_eq!(weight.size(), [8, 1 << 20]);
+        restore(&weight).unwrap();
+        let address = weight.data_ptr();
+        restore(&weight).unwrap();
+        assert_eq!(weight.data_ptr(), address);
+        // Without a trace in the version that the graph has seen.
+        weight.data().copy_(&numbers);
+        crate::autograd::backward(&loss).unwrap();
+        assert_eq!(x.grad().double_value(&[1, 3]), f64::from(1 << 20));
+        assert_eq!(weight.grad().double_value(&[7, 5]), 2.0);
+        let error = release(&weight.narrow(0, 1, 2)).unwrap_err().to_string();
+        assert_eq!(error, "memory: the tensor is a view");
+    }
+
+    #[test]
     fn emptying_the_cache_needs_no_cuda() {
         empty_cache().unwrap();
     }
@@ -194,7 +246,7 @@ mod tests {
     fn cuda_statistics_follow_an_allocation() {
         let Some(device) = crate::device::test_cuda("memory statistics") else { return };
         let before = cuda_stats(device).unwrap();
-        let tensor = tch::Tensor::zeros([1 << 20], (tch::Kind::Float, device));
+        let tensor = Tensor::zeros([1 << 20], (tch::Kind::Float, device));
         let during = cuda_stats(device).unwrap();
         assert!(during.allocated >= before.allocated + (4 << 20));
         assert!(during.peak_allocated >= during.allocated && during.total >= during.free);

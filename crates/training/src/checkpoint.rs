@@ -17,6 +17,7 @@ use anyhow::{Context as _, bail, ensure};
 use artifact::atomic::{self, AtomicDir};
 use artifact::{FORMAT_VERSION, Input};
 use data::batch::Share;
+use model::division::Division;
 use model::weights::{WeightFiles, write_tensors};
 use model::{Decoder, Precision};
 use serde::de::DeserializeOwned;
@@ -27,6 +28,7 @@ use tch::{Device, Tensor};
 use torch_ext::{device, generator};
 
 use crate::optimizer::AdamW;
+use crate::update::Updater;
 use crate::world::World;
 
 const STATE: &str = "state.json";
@@ -112,8 +114,8 @@ pub fn same_in_all(ctx: &Context, world: &World, step: Option<u64>) -> anyhow::R
 }
 
 /// Saves `state` and the random generators as the checkpoint of `step`, with the files that `write` puts into the
-/// directory it is given. Of several processes the first does; those of `parts` every rank writes for itself, by the names that
-/// [`optimizer_file`] gives.
+/// directory it is given and the optimisers' state. Of several processes the first does, with what the others hold of a divided
+/// model; of state that is divided every rank writes a file of its own.
 ///
 /// # Errors
 /// The file system's, or an input that changed since the run has read it; the checkpoints from before are then as they were. A
@@ -123,23 +125,27 @@ pub fn save<S: Serialize>(
     world: &World,
     step: u64,
     state: &S,
+    division: Option<&Division>,
     write: impl FnOnce(&Path) -> anyhow::Result<()>,
-    parts: &[(&str, &AdamW)],
+    optimizers: &[(&str, &Updater)],
 ) -> anyhow::Result<PathBuf> {
     ctx.check_unchanged()?;
     let path = path_of(ctx, step);
     let failed = || format!("cannot save the checkpoint {}", path.display());
-    let begun = if world.is_first() {
-        Some(begin(ctx, world.device(), &path, step, state, write).with_context(failed)?)
-    } else {
-        None
+    let (parts, whole): (Vec<_>, Vec<_>) =
+        optimizers.iter().partition(|(_, updater)| updater.divides());
+    let write = |dir: &Path| {
+        write(dir)?;
+        whole.iter().try_for_each(|(name, updater)| write_optimizer(dir, name, updater))
     };
+    let begun = world.lead(division, || {
+        begin(ctx, world.device(), &path, step, state, write).with_context(failed)
+    })?;
     if !parts.is_empty() {
         let place = begun.as_ref().map(|dir| dir.path().to_owned());
         let place = world.gather(place)?.swap_remove(0).context("rank 0 has no place")?;
-        for (name, optimizer) in parts {
-            let file = place.join(optimizer_file(name, world.share()));
-            write_tensors(&file, &optimizer.state()).with_context(failed)?;
+        for (name, updater) in parts {
+            write_optimizer(&place, name, updater).with_context(failed)?;
         }
         world.gather(())?;
     }
@@ -147,6 +153,12 @@ pub fn save<S: Serialize>(
         dir.commit().with_context(failed)?;
     }
     Ok(path)
+}
+
+/// Writes the state, or a rank's part of it, by the name that [`optimizer_file`] gives.
+fn write_optimizer(dir: &Path, name: &str, updater: &Updater) -> anyhow::Result<()> {
+    let (state, share) = updater.state();
+    Ok(write_tensors(&dir.join(optimizer_file(name, share)), &state)?)
 }
 
 /// Writes all that the first rank writes.
@@ -295,8 +307,11 @@ pub fn save_weights(decoder: &Decoder, dir: &Path) -> anyhow::Result<()> {
         decoder.save(dir, Precision::Fp32, u64::MAX)?;
         return Ok(());
     }
-    let trained = decoder.params().trained();
-    let tensors: Vec<_> = trained.map(|(name, tensor)| (name.to_owned(), tensor)).collect();
+    let params = decoder.params();
+    let mut tensors = Vec::new();
+    for name in params.trained_names() {
+        tensors.extend(params.whole(name)?.map(|tensor| (name.to_owned(), tensor)));
+    }
     Ok(write_tensors(&weights_of(dir, decoder), &tensors)?)
 }
 
@@ -375,26 +390,25 @@ pub fn load_weights(decoder: &mut Decoder, files: &[&Path]) -> anyhow::Result<()
         opened.push((path, WeightFiles::open_file(path)?));
     }
     let params = decoder.params();
-    let weights: Vec<(&str, Tensor)> = match decoder.adapter() {
-        Some(_) => params.trained().collect(),
-        None => params.iter().collect(),
+    let names: Vec<String> = match decoder.adapter() {
+        Some(_) => params.trained_names().map(str::to_owned).collect(),
+        None => params.names().map(str::to_owned).collect(),
     };
-    for (name, weight) in weights {
+    for name in &names {
         let found = opened.iter().find(|(_, file)| file.shape(name).is_some());
         let (path, file) = found.with_context(|| {
             let first = files.first().map(|path| path.display().to_string()).unwrap_or_default();
             format!("{first}: no weight `{name}`")
         })?;
         let saved = file.tensor(name)?;
+        let shape = decoder.params().shape(name).unwrap_or_default();
         ensure!(
-            saved.size() == weight.size(),
-            "{}: `{name}` has shape {:?}, the model's {:?}",
+            saved.size() == shape,
+            "{}: `{name}` has shape {:?}, the model's {shape:?}",
             path.display(),
             saved.size(),
-            weight.size()
         );
-        tch::no_grad(|| weight.shallow_clone().copy_(&saved));
+        decoder.params_mut().put(name, &saved)?;
     }
-    decoder.params_mut().refresh_compute();
-    Ok(())
+    Ok(decoder.params_mut().refresh_compute()?)
 }

@@ -96,15 +96,17 @@ pub fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Map<String, Value>> 
     for path in tasks.paths() {
         ctx.input("prompts", path)?;
     }
-    let mut decoder = texts.load(model_dir, None, ctx.seed, world.device())?;
+    let mut decoder = texts.load(model_dir, None, ctx.seed, &world)?;
+    let division = decoder.params().division().cloned();
     ctx.start()?;
     let answer = |ctx: &Context, decoder: &Decoder, before| {
         tasks.answer(ctx, decoder, &texts.tokenizer, before)
     };
-    let before = world.is_first().then(|| answer(ctx, &decoder, true)).transpose()?;
+    let before = world.lead(division.as_ref(), || answer(ctx, &decoder, true))?;
     let mut results = train_on_texts(ctx, &world, &mut decoder, texts, Some(model_dir))?;
-    let Some(before) = before else { return Ok(results) };
-    let after = answer(ctx, &decoder, false)?;
-    results.extend(tasks.report(ctx, &before, &after)?);
+    let after = world.lead(division.as_ref(), || answer(ctx, &decoder, false))?;
+    if let (Some(before), Some(after)) = (before, after) {
+        results.extend(tasks.report(ctx, &before, &after)?);
+    }
     Ok(results)
 }

@@ -57,7 +57,7 @@ impl Before {
     }
 
     /// After the passes, while the gradients are there: those of `params`, and the bytes of `slices` elsewhere.
-    pub(crate) fn measure(&self, params: &Params, slices: usize, optimizer: usize) -> MemoryUse {
+    pub(crate) fn measure(&self, params: &Params, [slices, optimizer]: [usize; 2]) -> MemoryUse {
         let [weights, adapter] = params.bytes().map(|bytes| bytes as u64);
         let gradients = (params.grad_bytes() + slices) as u64;
         let risen = now(self.device).1.saturating_sub(self.allocated);

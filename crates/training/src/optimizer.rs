@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, bail, ensure};
 use data::batch::Share;
+use model::division::slice;
 use model::{Precision, Trainable};
 use tch::{Kind, Tensor};
 use torch_ext::blockwise::BLOCK;
 use torch_ext::optim::{self, AdamWOptions, adamw_8bit, fused_adamw};
 
 use crate::settings;
-use crate::world::slices::slice;
 
 /// AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2) over named fp32 tensors.
 ///
@@ -227,7 +227,7 @@ impl AdamW {
                 let flat: Vec<Tensor> = found.iter().map(|piece| piece.reshape([-1])).collect();
                 let whole = Tensor::cat(&flat, 0);
                 let unit = if kind.ends_with("absmax") { BLOCK } else { 1 };
-                let range = slice(state.numel, share);
+                let range = slice(state.numel, share.rank, share.size);
                 let (start, end) = (range.start / unit, (range.end + unit - 1) / unit);
                 let there = whole.size()[0];
                 ensure!(

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use artifact::digest;
 use data::tokenizer::Tokenizer;
 use model::peft::{Adapter, AdapterFiles, InitLora, Method, Quantization, trainable_parameters};
-use model::{Decoder, Head, LoadOptions, Loading, ModelConfig, Precision};
+use model::{Decoder, LoadOptions, Loading, ModelConfig, Precision};
 use stage::{Context, ErrorExt as _, Problems};
 use tch::Device;
 
@@ -172,14 +172,7 @@ fn find(path: &Path) -> anyhow::Result<PathBuf> {
 ///
 /// # Errors
 /// As [`Decoder::load_with`]; an adapter of another base.
-pub fn load(
-    dir: &Path,
-    head: Option<Head>,
-    seed: u64,
-    options: LoadOptions,
-    peft: Option<&Plan>,
-) -> anyhow::Result<Decoder> {
-    let mut loading = Loading { options, head, seed, ..Loading::default() };
+pub fn load(dir: &Path, loading: Loading<'_>, peft: Option<&Plan>) -> anyhow::Result<Decoder> {
     let Some(plan) = peft else { return of_settings(Decoder::load_with(dir, &loading)) };
     let files = match &plan.dir {
         Some(adapter) => {
@@ -189,9 +182,12 @@ pub fn load(
         }
         None => None,
     };
-    loading.adapter_files = files.as_ref();
-    loading.adapter = if files.is_none() { Some(&plan.adapter) } else { None };
-    loading.quantization = plan.quantization.as_ref();
+    let loading = Loading {
+        adapter_files: files.as_ref(),
+        adapter: if files.is_none() { Some(&plan.adapter) } else { None },
+        quantization: plan.quantization.as_ref(),
+        ..loading
+    };
     let decoder = of_settings(Decoder::load_with(dir, &loading))?;
     let (trained, all) = (decoder.params().num_trainable(), decoder.params().num_elements());
     let share = 100.0 * trained as f64 / all as f64;

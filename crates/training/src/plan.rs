@@ -12,9 +12,9 @@ use data::batch::{Batch, BatchSize, Batcher, FlatBatch};
 use data::dataset::{Dataset, DatasetError, Order, RowSource};
 use data::template::ChatTemplate;
 use data::tokenizer::Tokenizer;
-use model::{Decoder, Head, LoadOptions, ModelConfig};
+use model::division::Ranks;
+use model::{Decoder, Head, LoadOptions, Loading, ModelConfig};
 use stage::{Problems, human_bytes};
-use tch::Device;
 
 use crate::evaluate::{BestBy, Validation};
 use crate::memory_estimate::MemoryEstimate;
@@ -22,6 +22,7 @@ use crate::peft::{self, Trained};
 use crate::respond::Prompts;
 use crate::settings::{Data, Peft, Samples, Save, Train};
 use crate::supervised::Supervised;
+use crate::world::World;
 
 /// The tables that every supervised stage's config has beside its model.
 #[derive(Debug, Clone)]
@@ -178,11 +179,28 @@ impl Plan {
         dir: &Path,
         head: Option<Head>,
         seed: u64,
-        device: Device,
+        world: &World,
     ) -> anyhow::Result<Decoder> {
+        let ranks = self.holders(world);
+        let loading = Loading {
+            options: self.load_options(world),
+            head,
+            seed,
+            ranks: ranks.as_ref(),
+            ..Loading::default()
+        };
+        peft::load(dir, loading, self.peft.as_ref())
+    }
+
+    /// How a model to train is held.
+    pub fn load_options(&self, world: &World) -> LoadOptions {
         let precision = self.supervised.settings.precision;
-        let options = LoadOptions { device, precision, trainable: true };
-        peft::load(dir, head, seed, options, self.peft.as_ref())
+        LoadOptions { device: world.device(), precision, trainable: true }
+    }
+
+    /// The ranks that hold the model together, where it is to be divided.
+    pub fn holders(&self, world: &World) -> Option<Arc<dyn Ranks>> {
+        world.holders(self.supervised.settings.zero_stage == 3)
     }
 
     /// Checks that a model can take the data: every id in its vocabulary, every row within its positions, and where it

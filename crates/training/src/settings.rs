@@ -61,7 +61,8 @@ pub struct Train {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub residual_dropout: Option<f64>,
     /// With several processes: what they divide among them in place of each having all of it. 0: nothing; 1: the optimiser's state;
-    /// 2: the gradients as well (Rajbhandari et al. 2020, arXiv:1910.02054). Changes no result but by rounding.
+    /// 2: the gradients as well; 3: the parameters as well (Rajbhandari et al. 2020, arXiv:1910.02054). Changes no result but by
+    /// rounding.
     #[serde(default)]
     pub zero_stage: u8,
     /// Stop after this many steps in a row whose loss or gradient was not finite; each of them is skipped.
@@ -325,8 +326,8 @@ impl Train {
             "must be at least 1",
         );
         let stage = self.zero_stage;
-        let range = format_args!("must be 0, 1 or 2, got {stage}").to_string();
-        problems.check(stage <= 2, "zero_stage", range);
+        let range = format_args!("must be 0, 1, 2 or 3, got {stage}").to_string();
+        problems.check(stage <= 3, "zero_stage", range);
         problems.check(self.max_skipped_steps > 0, "max_skipped_steps", "must be at least 1");
         problems.check(self.log_every_steps > 0, "log_every_steps", "must be at least 1");
         problems.extend("optimizer", self.optimizer.problems());

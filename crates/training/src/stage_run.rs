@@ -80,16 +80,18 @@ pub fn train_on_texts(
     decoder.set_dropout(plan.supervised.settings.dropout_over(decoder.config().dropout));
     warn_of_emulation(decoder);
     let mut results = train(ctx, world, decoder, &plan.supervised, &next_token_loss)?;
-    if !world.is_first() {
-        return Ok(results);
-    }
-    save_model(ctx, decoder, &plan.tokenizer, &plan.save, plan.trained(base))?;
-    match &plan.prompts {
-        Some(prompts) => results.extend(respond(ctx, decoder, &plan.tokenizer, prompts)?),
-        // Those of an earlier run are not this one's.
-        None => ctx.run_dir.remove_samples()?,
-    }
-    results.extend(sizes(decoder));
+    let division = decoder.params().division().cloned();
+    let more = world.lead(division.as_ref(), || {
+        save_model(ctx, decoder, &plan.tokenizer, &plan.save, plan.trained(base))?;
+        let mut results = sizes(decoder);
+        match &plan.prompts {
+            Some(prompts) => results.extend(respond(ctx, decoder, &plan.tokenizer, prompts)?),
+            // Those of an earlier run are not this one's.
+            None => ctx.run_dir.remove_samples()?,
+        }
+        Ok(results)
+    })?;
+    results.extend(more.into_iter().flatten());
     Ok(results)
 }
 

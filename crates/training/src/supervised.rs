@@ -12,10 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use data::batch::{Batch, Batcher, Share, Step};
+use data::batch::{Batch, Batcher, Step};
 use data::dataset::{Cursor, Dataset, Order};
 use data::tokenizer::Tokenizer;
-use model::weights::write_tensors;
 use model::{Decoder, Precision};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -27,10 +26,10 @@ use crate::evaluate::{BestBy, EvalResult, Validation, evaluate};
 use crate::loss::LossFn;
 use crate::memory_use::{Before, MemoryUse};
 use crate::meter::Meter;
-use crate::optimizer::{AdamW, LossScale};
+use crate::optimizer::LossScale;
 use crate::settings::Train;
-use crate::update::{Applied, apply, clear_grads};
-use crate::world::{Reducer, World};
+use crate::update::{Applied, Updater};
+use crate::world::World;
 
 const OPTIMIZER: &str = "optimizer";
 
@@ -140,8 +139,7 @@ struct Run<'a, B: Batch> {
     plan: &'a Supervised,
     loss: LossFn<'a, B>,
     batches: Batcher<B>,
-    optimizer: AdamW,
-    reducer: Reducer,
+    updater: Updater,
     tokens_per_epoch: f64,
     state: State,
     saved_at: Option<u64>,
@@ -170,18 +168,15 @@ impl<'a, B: Batch> Run<'a, B> {
         let mut batches = Batcher::new(dataset, settings.batch_config()).shared(world.share());
         decoder
             .set_checkpointing(settings.activation_checkpointing, settings.checkpointing_interval);
-        let reducer = Reducer::new(world, decoder.params(), settings.zero_stage)?;
-        let mut optimizer =
-            AdamW::new(&reducer.trainable(decoder.params_mut()), &settings.optimizer);
-        clear_grads(decoder, &reducer)?;
+        let mut updater = Updater::new(world, decoder, &settings.optimizer, settings.zero_stage)?;
         let mut state = State::default();
         let mut saved_at = None;
         if let Some(resumed) = checkpoint::resume::<State>(ctx, decoder.device())? {
             let path = &resumed.path;
             let weights = checkpoint::weights_of(path, decoder);
             checkpoint::load_weights(decoder, &[&weights]).hint(checkpoint::DAMAGED)?;
-            checkpoint::load_optimizer(&mut optimizer, path, OPTIMIZER, reducer.share())
-                .hint(checkpoint::DAMAGED)?;
+            updater.load(path, OPTIMIZER).hint(checkpoint::DAMAGED)?;
+            updater.loss_scale = resumed.state.loss_scale.unwrap_or(updater.loss_scale);
             batches.seek(resumed.state.cursor)?;
             (state, saved_at) = (resumed.state, Some(resumed.step));
         }
@@ -191,14 +186,13 @@ impl<'a, B: Batch> Run<'a, B> {
         ctx.metrics.start_progress(plan.total_steps, state.step);
         Ok(Self {
             meter: Meter::new(decoder.device()),
-            reducer,
+            updater,
             ctx,
             world,
             decoder,
             plan,
             loss,
             batches,
-            optimizer,
             tokens_per_epoch,
             state,
             saved_at,
@@ -218,33 +212,23 @@ impl<'a, B: Batch> Run<'a, B> {
     fn step(&mut self, step: &Step<B>) -> anyhow::Result<()> {
         self.meter.start();
         let settings = &self.plan.settings;
-        let precision = self.decoder.precision();
-        let mut loss_scale = self.state.loss_scale.unwrap_or_else(|| LossScale::new(precision));
         let before = self.memory.is_none().then(|| Before::new(self.decoder.device()));
         if self.world.is_shared() {
             tch::manual_seed(self.world.seed(self.ctx.seed, self.state.step));
         }
-        let (names, sums) = self.accumulate(step, loss_scale.scale)?;
+        let (names, sums) = self.accumulate(step)?;
         if let Some(before) = before {
-            let memory =
-                before.measure(self.decoder.params(), self.reducer.bytes(), self.optimizer.bytes());
+            let memory = before.measure(self.decoder.params(), self.updater.bytes());
             tracing::info!("memory: {memory}");
             self.memory = Some(memory);
         }
         let factor = settings.schedule.factor(self.state.step, self.plan.total_steps);
-        let Applied { grad_norm, sums, finite } = apply(
-            self.world,
-            &self.reducer,
-            self.decoder,
-            &mut self.optimizer,
-            factor,
-            &mut loss_scale,
-            &sums,
-        )?;
+        let Applied { grad_norm, sums, finite } =
+            self.updater.apply(self.decoder, factor, &sums)?;
         let (loss, metrics) = (sums[0], &sums[1..]);
 
         let state = &mut self.state;
-        state.loss_scale = Some(loss_scale);
+        state.loss_scale = Some(self.updater.loss_scale);
         state.step += 1;
         state.cursor = self.batches.cursor();
         state.num_tokens += step.num_tokens as u64;
@@ -265,15 +249,11 @@ impl<'a, B: Batch> Run<'a, B> {
         if finite { Ok(()) } else { self.skipped(loss) }
     }
 
-    /// Gradients of the step's mean loss times `loss_scale`, over all ranks; returns the names of the loss's metrics, and on
+    /// Gradients of the step's mean loss times the loss scale, over all ranks; returns the names of the loss's metrics, and on
     /// the device the sums over the step: loss first, then the metrics. f64 `[1 + metrics]`.
-    fn accumulate(
-        &mut self,
-        step: &Step<B>,
-        loss_scale: f64,
-    ) -> anyhow::Result<(Vec<&'static str>, Tensor)> {
+    fn accumulate(&mut self, step: &Step<B>) -> anyhow::Result<(Vec<&'static str>, Tensor)> {
         self.decoder.set_training(true);
-        let share = loss_scale / step.num_targets as f64;
+        let share = self.updater.loss_scale.scale / step.num_targets as f64;
         let mut names = Vec::new();
         let mut sums: Option<Tensor> = None;
         let last = step.micro_batches.len() - 1;
@@ -281,7 +261,7 @@ impl<'a, B: Batch> Run<'a, B> {
             let part = (self.loss)(self.decoder, batch)?;
             let counts = if index < step.num_counting { 1.0 } else { 0.0 };
             let loss = &part.sum * (counts * share);
-            self.reducer.backward(self.decoder.params_mut(), &loss, index == last)?;
+            self.updater.backward(self.decoder, &loss, index == last)?;
             let all = std::iter::once(&part.sum).chain(part.metrics.iter().map(|(_, sum)| sum));
             let all: Vec<Tensor> = all.map(|t| t.detach().to_kind(Kind::Double)).collect();
             let all = Tensor::stack(&all, 0) * counts;
@@ -336,8 +316,7 @@ impl<'a, B: Batch> Run<'a, B> {
             values.push(("skipped_steps", skipped_steps as f64));
         }
         if self.decoder.precision() == Precision::Fp16 {
-            let scale = self.state.loss_scale.map_or(1.0, |scale| scale.scale);
-            values.push(("loss_scale", scale));
+            values.push(("loss_scale", self.updater.loss_scale.scale));
         }
         values.extend(self.meter.memory_bytes().map(|bytes| ("memory_bytes", bytes)));
         self.ctx.metrics.log(step, &values)
@@ -403,21 +382,23 @@ impl<'a, B: Batch> Run<'a, B> {
     }
 
     fn save(&mut self) -> anyhow::Result<()> {
-        let (decoder, optimizer) = (&*self.decoder, &self.optimizer);
+        let decoder = &*self.decoder;
         let step = self.state.step;
         let tokenizer = self.plan.tokenizer.as_deref();
-        let divided = self.reducer.divides();
         let write = |dir: &Path| {
             checkpoint::save_weights(decoder, dir)?;
-            tokenizer.map_or(Ok(()), |tokenizer| tokenizer.save(dir))?;
-            if divided {
-                return Ok(());
-            }
-            let file = checkpoint::optimizer_file(OPTIMIZER, Share::default());
-            Ok(write_tensors(&dir.join(file), &optimizer.state())?)
+            Ok(tokenizer.map_or(Ok(()), |tokenizer| tokenizer.save(dir))?)
         };
-        let parts: &[(&str, &AdamW)] = if divided { &[(OPTIMIZER, optimizer)] } else { &[] };
-        let path = checkpoint::save(self.ctx, self.world, step, &self.state, write, parts)?;
+        let (division, optimizers) = (decoder.params().division(), [(OPTIMIZER, &self.updater)]);
+        let path = checkpoint::save(
+            self.ctx,
+            self.world,
+            step,
+            &self.state,
+            division,
+            write,
+            &optimizers,
+        )?;
         tracing::debug!("saved {}", path.display());
         self.saved_at = Some(step);
         let settings = &self.plan.settings.checkpoint;
@@ -452,9 +433,9 @@ impl<'a, B: Batch> Run<'a, B> {
             put("best_step", json!(best.step));
         }
         world.part(ctx);
-        // The other ranks' weights are of no more use.
-        let first = world.is_first();
-        if let Some(best) = handed_on.filter(|best| first && best.step != state.step) {
+        // The other ranks' weights are of no more use, unless they are parts of the first one's.
+        let used = world.is_first() || decoder.params().division().is_some();
+        if let Some(best) = handed_on.filter(|best| used && best.step != state.step) {
             let weights = checkpoint::weights_of(&checkpoint::path_of(ctx, best.step), decoder);
             checkpoint::load_weights(decoder, &[&weights])?;
         }

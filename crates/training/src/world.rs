@@ -2,14 +2,14 @@
 //!
 //! Each process (rank) has the whole model and a share of every step's rows. What a step needs of all rows (gradients, sums,
 //! samples) goes through collectives, which every rank calls in the same order. A process on its own has a world of one, in
-//! which all of this does nothing.
+//! which all of this does nothing. A model may be divided among the ranks ([`model::division`]).
 //!
 //! Each rank tells the store once a second that it is alive and how many collectives it has begun. When one fails, that is how
 //! the others know whose fault it is.
 
+mod divided;
 mod pulse;
 mod reduce;
-pub(crate) mod slices;
 #[cfg(test)]
 mod tests;
 
@@ -28,7 +28,7 @@ use torch_ext::TorchError;
 use torch_ext::collective::{Group, Reduction, Store, StoreAddress, Work};
 
 use self::pulse::Pulse;
-pub use self::reduce::Reducer;
+pub use self::reduce::{Reducer, bucket_bytes};
 use crate::stage_run::find_device;
 
 /// See the module's text. Clones are the same world.
@@ -50,6 +50,8 @@ struct Together {
     /// Times that [`World::meet`] was called.
     meetings: AtomicU64,
     failed: AtomicBool,
+    /// Whether the first rank works alone and tells the others what it needs of them.
+    leads: AtomicBool,
 }
 
 /// A sum over all ranks under way.
@@ -109,6 +111,7 @@ impl World {
             begun,
             meetings: AtomicU64::new(0),
             failed: AtomicBool::new(false),
+            leads: AtomicBool::new(false),
         };
         Ok(Self { device, share: Share { rank, size }, together: Some(Arc::new(together)) })
     }
@@ -242,11 +245,14 @@ impl World {
     /// # Errors
     /// As [`sum`](Self::sum).
     pub(crate) fn all_gather(&self, all: &Tensor, own: &Tensor) -> anyhow::Result<()> {
-        let gathered = match &self.together {
-            Some(together) => self.gather_rows(together, &own.to_device(Device::Cpu))?,
-            None => own.shallow_clone(),
-        };
-        tch::no_grad(|| all.shallow_clone().copy_(&gathered.view_as(all)));
+        match &self.together {
+            Some(together) if all.device() == Device::Cpu => together.all_gather(all, own)?,
+            Some(together) => {
+                let gathered = self.gather_rows(together, &own.to_device(Device::Cpu))?;
+                tch::no_grad(|| all.shallow_clone().copy_(&gathered.view_as(all)));
+            }
+            None => tch::no_grad(|| all.shallow_clone().copy_(&own.view_as(all))),
+        }
         Ok(())
     }
 
@@ -289,27 +295,23 @@ impl World {
     fn gather_rows(&self, together: &Together, own: &Tensor) -> anyhow::Result<Tensor> {
         let size = self.share.size as i64 * own.numel() as i64;
         let all = Tensor::zeros([size], (own.kind(), Device::Cpu));
-        together.begun.fetch_add(1, Ordering::Relaxed);
-        let watch = |error| together.failed(error, self.share.rank);
-        together.group.all_gather(&all, own).map_err(watch)?.wait().map_err(watch)?;
+        together.all_gather(&all, own)?;
         Ok(all)
     }
 
-    /// Gives every rank the first one's masters of what trains, and casts the compute copies anew.
+    /// Gives every rank the first one's masters of what trains, but for those that are divided, and casts the compute copies
+    /// anew.
     ///
     /// # Errors
     /// As [`sum`](Self::sum).
     pub fn share_weights(&self, params: &mut Params) -> anyhow::Result<()> {
         let Some(together) = &self.together else { return Ok(()) };
-        let watch = |error| together.failed(error, self.share.rank);
-        for (_, weight) in params.trained() {
-            let copy = weight.to_device(Device::Cpu).contiguous();
-            together.begun.fetch_add(1, Ordering::Relaxed);
-            together.group.broadcast(&copy, 0).map_err(watch)?.wait().map_err(watch)?;
-            tch::no_grad(|| weight.shallow_clone().copy_(&copy));
+        for master in params.masters().into_iter().filter(|master| !master.divided) {
+            let copy = master.master.to_device(Device::Cpu).contiguous();
+            together.broadcast(&copy)?;
+            tch::no_grad(|| master.master.shallow_clone().copy_(&copy));
         }
-        params.refresh_compute();
-        Ok(())
+        Ok(params.refresh_compute()?)
     }
 
     /// Lets all ranks know of a signal that one has received: to be called where all of them are between the same steps.
@@ -367,6 +369,23 @@ impl Together {
         self.begun.fetch_add(1, Ordering::Relaxed);
         let begun = self.group.all_reduce(tensor, how);
         begun.map_err(|error| self.failed(error, self.group.rank()))
+    }
+
+    /// Puts every rank's `own`, on the CPU, into its row of `all`, whatever the shape of that.
+    fn all_gather(&self, all: &Tensor, own: &Tensor) -> anyhow::Result<()> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        let watch = |error| self.failed(error, self.group.rank());
+        // Of any type: only moved.
+        let bytes = |t: &Tensor| t.view(-1).view_dtype(Kind::Uint8);
+        let work = self.group.all_gather(&bytes(all), &bytes(&own.contiguous()));
+        work.map_err(watch)?.wait().map_err(watch)
+    }
+
+    /// Puts the first rank's `tensor` in every rank's place.
+    fn broadcast(&self, tensor: &Tensor) -> anyhow::Result<()> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        let watch = |error| self.failed(error, self.group.rank());
+        self.group.broadcast(tensor, 0).map_err(watch)?.wait().map_err(watch)
     }
 
     /// What a collective's failure means: who is gone or does not take part.

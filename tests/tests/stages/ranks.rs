@@ -46,13 +46,14 @@ fn assert_same_curve(a: &Path, b: &Path) {
     }
 }
 
+/// One process with `settings` and two, these also with `more`, have the same curve and leave the same files.
 #[track_caller]
-fn same_curve(name: &str, reads: &[&str], settings: &[&str]) {
+fn same_curve(name: &str, reads: &[&str], settings: &[&str], more: &[&str]) {
     let yard = yard(reads);
     let dir = yard.path();
     let command = |run: &'static str| stage(name, dir).args(["--out", run]).args(sets(settings));
     command("one").succeed().unwrap();
-    succeed(command("two").start_ranks(2).unwrap());
+    succeed(command("two").args(sets(more)).start_ranks(2).unwrap());
     assert_same_curve(&dir.join("one"), &dir.join("two"));
     // What is written is whole, and by one process.
     let names =
@@ -67,20 +68,31 @@ fn same_curve(name: &str, reads: &[&str], settings: &[&str]) {
 
 #[test]
 fn two_processes_have_the_curve_of_one_in_sft() {
-    same_curve("sft", &["data", "pretrain"], &SFT_PLAIN);
+    same_curve("sft", &["data", "pretrain"], &SFT_PLAIN, &[]);
 }
 
 #[test]
 fn two_processes_have_the_curve_of_one_in_reward() {
     let settings = ["train.steps=10", "train.log_every_steps=1"];
-    same_curve("reward", &["data", "sft"], &settings);
+    same_curve("reward", &["data", "sft"], &settings, &[]);
+}
+
+#[test]
+fn a_model_that_two_processes_hold_together_has_the_curve_of_one() {
+    let settings = ["train.steps=10", "train.log_every_steps=1"];
+    same_curve("reward", &["data", "sft"], &settings, &["train.zero_stage=3"]);
+    // Answers before and after, over a frozen model that is divided under its adapter.
+    let settings =
+        ["train.steps=8", "train.log_every_steps=1", "peft.method.lora.lora_dropout=0.0"];
+    same_curve("peft", &["data", "sft"], &settings, &["train.zero_stage=3"]);
 }
 
 #[test]
 fn two_processes_have_the_curve_of_one_in_ppo() {
     let settings =
         ["train.steps=3", "train.log_every_steps=1", "train.optimizer.learning_rate=1e-4"];
-    same_curve("ppo", &["data", "sft", "reward"], &settings);
+    // Each moves its slices of policy and value function.
+    same_curve("ppo", &["data", "sft", "reward"], &settings, &["train.zero_stage=1"]);
 }
 
 #[test]
@@ -89,8 +101,11 @@ fn dividing_the_state_has_the_same_curve_and_its_checkpoints_serve_any_number() 
     let dir = yard.path();
     let command = |run: &'static str, more: &'static str| plain_sft(dir, run).args(["--set", more]);
     command("one", "train.zero_stage=0").succeed().unwrap();
-    for (run, zero_stage) in [("stage-1", "train.zero_stage=1"), ("stage-2", "train.zero_stage=2")]
-    {
+    for (run, zero_stage) in [
+        ("stage-1", "train.zero_stage=1"),
+        ("stage-2", "train.zero_stage=2"),
+        ("stage-3", "train.zero_stage=3"),
+    ] {
         let mut ranks = command(run, zero_stage).start_ranks(2).unwrap();
         let place = dir.join(run);
         assert!(ranks[0].wait_until(|| checkpoints(&place) > 0).unwrap());

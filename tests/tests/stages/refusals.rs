@@ -44,7 +44,7 @@ pub(crate) fn prompt_file(path: &Path, prompt: &str, checker: Option<&str>) {
 }
 
 /// Keys of ppo with values that cannot be, and what is said of them.
-const IMPOSSIBLE: [(&str, &str, &str); 33] = [
+const IMPOSSIBLE: [(&str, &str, &str); 34] = [
     ("rollout.prompts_per_step", "0", "must be at least 1, got 0"),
     ("rollout.samples_per_prompt", "0", "must be at least 1, got 0"),
     ("rollout.max_new_tokens", "0", "must be at least 1, got 0"),
@@ -55,6 +55,11 @@ const IMPOSSIBLE: [(&str, &str, &str); 33] = [
     ("train.micro_batch_tokens", "0", "must be at least 1, got 0"),
     ("train.checkpointing_interval", "0", "must be at least 1, got 0"),
     ("train.log_every_steps", "0", "must be at least 1, got 0"),
+    (
+        "train.zero_stage",
+        "2",
+        "must be 0 or 1, got 2: sampling needs the whole policy in every process",
+    ),
     ("train.checkpoint.save_total_limit", "0", "must be at least 1, got 0"),
     ("eval.max_prompts", "0", "must be at least 1, got 0"),
     ("samples.every_steps", "0", "must be at least 1, got 0"),

@@ -2,6 +2,7 @@
 
 use super::{Attached, Decoder, LoadOptions, row_lengths, start_of};
 use crate::config::{Head, ModelConfig};
+use crate::division::Ranks;
 use crate::error::{Error, Result};
 use crate::layout::{BlockId, ModelLayout, layout};
 use crate::params::{Keep, Params};
@@ -12,6 +13,7 @@ use crate::peft::{
 use crate::weights::WeightFiles;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 use tch::{Kind, Tensor};
 
 /// How a directory becomes a decoder.
@@ -32,6 +34,8 @@ pub struct Loading<'a> {
     pub quantization: Option<&'a Quantization>,
     /// Reads in full what files have in 4 bits.
     pub whole: bool,
+    /// The processes that hold the model together; each calls this.
+    pub ranks: Option<&'a Arc<dyn Ranks>>,
 }
 
 impl Decoder {
@@ -80,7 +84,8 @@ impl Decoder {
             .map(|adapter| attach(adapter, &config, &layout, origin))
             .transpose()?;
         let keep = keeping(dir, loading, &config, &layout, &files, attachment.as_ref())?;
-        let mut params = Params::allocate(&layout.blocks, device, precision, |id| keep[id]);
+        let like = (device, precision);
+        let mut params = Params::allocate_for(&layout, loading.ranks, like, |id| keep[id])?;
         files.fill(dir, (&config, given), &layout, &mut params, |part| {
             start_of(part, loading.seed)
         })?;
@@ -99,7 +104,7 @@ impl Decoder {
         if let Some(files) = loading.adapter_files {
             put(&mut params, files, &attachment, config.ties_head())?;
         }
-        let mut decoder = Self::wired((config, &layout), params, &ids, (adapter, attachment));
+        let mut decoder = Self::wired((config, &layout), params, &ids, (adapter, attachment))?;
         if let Some(attached) = &mut decoder.attached {
             attached.starts = starts;
         }
@@ -128,12 +133,12 @@ impl Decoder {
                 return Err(trained_whole(part.module(), "give the model in full precision"));
             }
         }
-        let mut params = self.params.frozen(&attachment.trained);
+        let mut params = self.params.frozen(&attachment.trained)?;
         let ids = add(&mut params, &attachment, &Loading::default())?;
         set_magnitudes(&mut params, &attachment, self.config.is_conv1d())?;
         put(&mut params, files, &attachment, self.config.ties_head())?;
         let config = self.config.clone();
-        Ok(Self::wired((config, &layout), params, &ids, (adapter, attachment)))
+        Self::wired((config, &layout), params, &ids, (adapter, attachment))
     }
 
     /// A decoder over parameters that are all set, with its adapter's at work.
@@ -142,14 +147,14 @@ impl Decoder {
         mut params: Params,
         ids: &[BlockId],
         (adapter, attachment): (Adapter, Attachment),
-    ) -> Self {
-        params.refresh_compute();
+    ) -> Result<Self> {
+        params.refresh_compute()?;
         let mut decoder = Self::assemble(config, layout, params);
         decoder.wire(&attachment, ids, &adapter);
         let Attachment { modules, trained, .. } = attachment;
         let starts = BTreeMap::new();
         decoder.attached = Some(Attached { adapter, modules, trained, starts });
-        decoder
+        Ok(decoder)
     }
 
     /// Puts the adapter's parameters to work.
@@ -187,7 +192,7 @@ impl Decoder {
             ));
         }
         let config = self.config.clone();
-        Ok(Self::assemble(config, &layout(&self.config), self.params.frozen(&BTreeSet::new())))
+        Ok(Self::assemble(config, &layout(&self.config), self.params.frozen(&BTreeSet::new())?))
     }
 
     pub(crate) fn layers(&self) -> &[super::Layer] {
@@ -203,11 +208,11 @@ impl Decoder {
     }
 
     /// Takes the adapter's parameters away, which by now nothing uses, and freezes the rest.
-    pub(crate) fn forget_adapter(&mut self) {
+    pub(crate) fn forget_adapter(&mut self) -> Result<()> {
         self.attached = None;
         self.params.drop_added();
         self.params.set_trainable(|_| false);
-        self.params.refresh_compute();
+        self.params.refresh_compute()
     }
 }
 
@@ -280,7 +285,8 @@ fn add(
     loading: &Loading<'_>,
 ) -> Result<Vec<BlockId>> {
     let trains = loading.options.trainable;
-    let ids: Vec<BlockId> = attachment.blocks.iter().map(|spec| params.add(spec, trains)).collect();
+    let ids: Vec<BlockId> =
+        attachment.blocks.iter().map(|spec| params.add(spec, trains)).collect::<Result<_>>()?;
     for (spec, id) in attachment.blocks.iter().zip(&ids) {
         for (p, part) in spec.parts.iter().enumerate() {
             params.fill(*id, p, &start_of(part, loading.seed)?)?;
@@ -300,7 +306,7 @@ fn put(
     let mut wanted: Vec<(String, Vec<i64>)> =
         added.map(|part| (part.name.clone(), part.shape.clone())).collect();
     for name in &attachment.trained {
-        wanted.push((name.clone(), params.get(name).map_or_else(Vec::new, |t| t.size())));
+        wanted.push((name.clone(), params.shape(name).unwrap_or_default().to_vec()));
     }
     for (name, tensor) in files.tensors(&wanted, tied)? {
         params.put(&name, &tensor)?;
@@ -346,7 +352,7 @@ fn cut_principal(
 fn set_magnitudes(params: &mut Params, attachment: &Attachment, conv1d: bool) -> Result<()> {
     for (_, part) in attachment.low_ranks().filter(|(_, part)| part.magnitude.is_some()) {
         let module = &part.module;
-        let Some(weight) = params.get(&format!("{}.weight", module.name)) else { continue };
+        let Some(weight) = params.whole(&format!("{}.weight", module.name))? else { continue };
         let weight = weight.to_kind(Kind::Float);
         let rows = if conv1d { weight.tr() } else { weight };
         params.put(&format!("{}.lora_magnitude_vector", module.name), &row_lengths(&rows))?;

@@ -18,7 +18,9 @@ impl Decoder {
     /// The weights packed for products of about `rows` rows, `None` where this precision or device has no such layout.
     /// `before` is taken over where it has the present weights, for whatever number of rows it was made.
     pub(crate) fn pack(&self, rows: i64, before: Option<Packed>) -> Result<Option<Packed>> {
-        if !linear::Packed::serves(self.precision().kind(), self.device()) {
+        // What is divided is there for a moment only.
+        let apart = self.params.division().is_some();
+        if apart || !linear::Packed::serves(self.precision().kind(), self.device()) {
             return Ok(None);
         }
         let version = self.params.version()?;

@@ -2,11 +2,12 @@
 
 use super::Decoder;
 use crate::config::{Head, SCORE};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layout::layout;
+use crate::params::Stored;
 use crate::peft::linear_modules;
 use crate::precision::Precision;
-use crate::weights::{self, four_bit};
+use crate::weights::{self, Values, four_bit};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use torch_ext::four_bit::Scales;
@@ -19,20 +20,33 @@ impl Decoder {
     /// they are and are written as bitsandbytes has them, to be computed with in `dtype`. An adapter is not among them: see
     /// [`save_adapter`](Self::save_adapter) and [`merge_adapter`](Self::merge_adapter).
     ///
+    /// Of a divided model one parameter at a time is brought together, to which the other ranks give their slices by
+    /// [`Division::answer`](crate::division::Division::answer).
+    ///
     /// # Errors
-    /// The file system's, naming the file.
+    /// The file system's, naming the file; a rank that is gone.
     pub fn save(&self, dir: &Path, dtype: Precision, max_shard_bytes: u64) -> Result<Vec<PathBuf>> {
         fs_err::create_dir_all(dir)?;
         let kept = |name: &str| self.config.head != Head::LanguageModelAndScore || name != SCORE;
         let mut tensors = Vec::new();
         for (name, stored) in self.params.stored().filter(|(name, _)| kept(name)) {
             match stored {
-                Ok(weight) => tensors.push((name.to_owned(), weight, dtype.kind())),
-                Err(weight) => {
+                Stored::Whole(weight) => {
+                    tensors.push((name.to_owned(), Values::Here(weight), dtype.kind()));
+                }
+                Stored::Divided(shape) => {
+                    let make = move || {
+                        let whole = self.params.whole(name)?;
+                        whole.ok_or_else(|| Error::Input(format!("no parameter {name}")))
+                    };
+                    let values = Values::Later(shape, Box::new(make));
+                    tensors.push((name.to_owned(), values, dtype.kind()));
+                }
+                Stored::FourBit(weight) => {
                     let beside = four_bit::to_tensors(name, weight, dtype).into_iter();
                     tensors.extend(beside.map(|(name, tensor)| {
                         let kind = tensor.kind();
-                        (name, tensor, kind)
+                        (name, Values::Here(tensor), kind)
                     }));
                 }
             }
@@ -52,7 +66,10 @@ impl Decoder {
 
     /// What transformers needs to know of weights in 4 bits, if there are any.
     fn quantization_config(&self, dtype: Precision) -> Option<Value> {
-        let weight = self.params.stored().find_map(|(_, stored)| stored.err())?;
+        let weight = self.params.stored().find_map(|(_, stored)| match stored {
+            Stored::FourBit(weight) => Some(weight),
+            _ => None,
+        })?;
         let nested = matches!(weight.scales(), Scales::Nested { .. });
         let modules = linear_modules(&self.config, &layout(&self.config));
         let whole = modules.iter().filter(|module| !self.params.is_four_bit(module.block));

@@ -137,7 +137,7 @@ fn weights_that_changed_between_calls_are_used() {
     }
     let after = engine.generate(&requests, &stop, None, None).unwrap();
     drop(engine);
-    decoder.params_mut().refresh_compute();
+    decoder.params_mut().refresh_compute().unwrap();
     assert_ne!(before, after);
     assert_eq!(after, generate(&decoder, 8, &requests, &stop));
 }

@@ -1,10 +1,13 @@
 //! Parameters in one allocation: with masters, without, or in 4 bits.
 
+use crate::division::Slot;
+use crate::error::Result;
 use crate::layout::BlockSpec;
 use crate::peft::{QuantType, Quantization};
 use crate::precision::Precision;
 use tch::{Device, Kind, Tensor};
 use torch_ext::four_bit::{Code, FourBit};
+use torch_ext::memory;
 
 /// How a block is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +54,16 @@ pub(super) enum Storage {
         /// The leaf that the forward pass uses.
         compute: Tensor,
     },
+    /// Of several ranks each has slices.
+    Divided {
+        /// This rank's, `[columns]`: fp32 of what trains, else in the compute type.
+        own: Tensor,
+        /// Of each part.
+        slots: Vec<Slot>,
+        trained: bool,
+        /// The leaf that the forward pass uses; without memory but while a pass needs it.
+        compute: Tensor,
+    },
     FourBit {
         code: Code,
         double_quant: bool,
@@ -61,7 +74,13 @@ pub(super) enum Storage {
 }
 
 /// A parameter as it is held.
-pub(crate) type Stored<'a> = Result<Tensor, &'a FourBit>;
+#[derive(Debug)]
+pub(crate) enum Stored<'a> {
+    Whole(Tensor),
+    FourBit(&'a FourBit),
+    /// In slices; [`Params::whole`](super::Params::whole) has it by name.
+    Divided(&'a [i64]),
+}
 
 /// A weight as the forward pass sees it.
 #[derive(Debug)]
@@ -87,7 +106,13 @@ impl Part {
 }
 
 impl Block {
-    pub(super) fn new(spec: &BlockSpec, keep: Keep, device: Device, precision: Precision) -> Self {
+    /// With undefined numbers. Divided among so many ranks where that is said and it is not in 4 bits.
+    pub(super) fn new(
+        spec: &BlockSpec,
+        keep: Keep,
+        (device, precision): (Device, Precision),
+        ranks: Option<usize>,
+    ) -> Result<Self> {
         let mut start = 0;
         let mut parts = Vec::with_capacity(spec.parts.len());
         for part in &spec.parts {
@@ -101,12 +126,30 @@ impl Block {
             });
             start += part.shape[0];
         }
-        let storage = match keep {
-            Keep::FourBit { code, double_quant, transposed } => {
+        let storage = match (keep, ranks) {
+            (Keep::FourBit { code, double_quant, transposed }, _) => {
                 let parts = spec.parts.iter().map(|_| None).collect();
                 Storage::FourBit { code, double_quant, transposed, parts }
             }
-            Keep::Trained | Keep::Frozen => {
+            (Keep::Trained | Keep::Frozen, Some(size)) => {
+                let trained = keep == Keep::Trained;
+                let (mut slots, mut columns) = (Vec::new(), 0);
+                for part in &spec.parts {
+                    let slot = Slot::new(part.shape.iter().product(), columns, size);
+                    columns += slot.width;
+                    slots.push(slot);
+                }
+                let held = if trained { Kind::Float } else { precision.kind() };
+                let compute = Tensor::empty(spec.shape(), (precision.kind(), device));
+                memory::release(&compute)?;
+                Storage::Divided {
+                    own: Tensor::zeros([columns], (held, device)),
+                    slots,
+                    trained,
+                    compute: compute.set_requires_grad(trained),
+                }
+            }
+            (Keep::Trained | Keep::Frozen, None) => {
                 let (shape, trained) = (spec.shape(), keep == Keep::Trained);
                 let master = trained.then(|| Tensor::empty(&shape, (Kind::Float, device)));
                 let compute = match &master {
@@ -116,25 +159,37 @@ impl Block {
                 Storage::Dense { master, compute: compute.set_requires_grad(trained) }
             }
         };
-        Self { storage, grad: None, parts }
+        Ok(Self { storage, grad: None, parts })
     }
 
     /// Whether any of its parts trains.
     pub(super) fn trains(&self) -> bool {
-        matches!(self.storage, Storage::Dense { master: Some(_), .. })
-            && self.parts.iter().any(|part| part.trainable)
+        self.may_train() && self.parts.iter().any(|part| part.trainable)
+    }
+
+    /// Whether it has masters.
+    pub(super) fn may_train(&self) -> bool {
+        match &self.storage {
+            Storage::Dense { master, .. } => master.is_some(),
+            Storage::Divided { trained, .. } => *trained,
+            Storage::FourBit { .. } => false,
+        }
     }
 
     pub(super) fn compute(&self) -> Option<&Tensor> {
         match &self.storage {
-            Storage::Dense { compute, .. } => Some(compute),
+            Storage::Dense { compute, .. } | Storage::Divided { compute, .. } => Some(compute),
             Storage::FourBit { .. } => None,
         }
     }
 
     /// The master, or else the compute copy or what the 4 bits stand for, of one part.
+    ///
+    /// # Panics
+    /// For a divided block, whose parameters [`Params::whole`](super::Params::whole) gives.
     pub(super) fn weight(&self, part: usize) -> Tensor {
         match &self.storage {
+            Storage::Divided { .. } => unreachable!("a divided parameter is not at hand"),
             Storage::Dense { master, compute } => {
                 self.parts[part].view(&master.as_ref().unwrap_or(compute).detach())
             }
@@ -162,6 +217,7 @@ impl Block {
                 of(master) + if apart { of(compute) } else { 0 }
             }
             Storage::Dense { master: None, compute } => of(compute),
+            Storage::Divided { own, .. } => of(own),
             Storage::FourBit { parts, .. } => parts.iter().flatten().map(FourBit::bytes).sum(),
         }
     }

@@ -205,8 +205,11 @@ impl Decoder {
         // A policy's values are no part of what it hands on.
         let kept = |name: &&String| name.as_str() != SCORE || self.config().head == Head::Score;
         let own = attached.trained.iter().filter(kept);
-        let own = own.filter_map(|name| Some((name.as_str(), self.params().get(name)?)));
-        for (name, tensor) in self.params().added().chain(own) {
+        let mut all: Vec<(&str, Tensor)> = self.params().added().collect();
+        for name in own {
+            all.extend(self.params().whole(name)?.map(|tensor| (name.as_str(), tensor)));
+        }
+        for (name, tensor) in all {
             let key = match name.strip_suffix(".bias") {
                 Some(module) if changed(module) => format!("{PREFIX}{}", of_base_layer(name)),
                 _ => format!("{PREFIX}{name}"),

@@ -68,8 +68,7 @@ impl Decoder {
                 linear.change = None;
             }
         }
-        self.forget_adapter();
-        Ok(())
+        self.forget_adapter()
     }
 }
 

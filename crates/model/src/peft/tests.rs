@@ -121,7 +121,7 @@ fn shake(decoder: &mut Decoder) {
         let _ = no_grad(|| weight.master.g_add_(&noise));
         let _ = &mut weight;
     }
-    decoder.params_mut().refresh_compute();
+    decoder.params_mut().refresh_compute().unwrap();
 }
 
 /// Gradients of a probed sum of the outputs, by name.
@@ -144,7 +144,7 @@ fn descend(decoder: &mut Decoder) {
             let _ = no_grad(|| weight.master.g_add_(&step));
             let _ = &mut weight;
         }
-        decoder.params_mut().refresh_compute();
+        decoder.params_mut().refresh_compute().unwrap();
     }
 }
 

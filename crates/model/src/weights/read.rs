@@ -212,7 +212,7 @@ impl WeightFiles {
                 params.fill(b, p, &value)?;
             }
         }
-        params.refresh_compute();
+        params.refresh_compute()?;
         Ok(())
     }
 

@@ -8,18 +8,42 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
-/// A tensor of a file to be written: its name, where its values are, and the number type they are stored in.
+/// The values of a tensor to be written.
+pub(crate) enum Values<'a> {
+    Here(Tensor),
+    /// Of this shape; made when it is their turn.
+    Later(&'a [i64], Box<dyn Fn() -> Result<Tensor> + 'a>),
+}
+
+impl Values<'_> {
+    fn shape(&self) -> Vec<i64> {
+        match self {
+            Self::Here(tensor) => tensor.size(),
+            Self::Later(shape, _) => shape.to_vec(),
+        }
+    }
+
+    fn get(&self) -> Result<Tensor> {
+        match self {
+            Self::Here(tensor) => Ok(tensor.shallow_clone()),
+            Self::Later(_, make) => make(),
+        }
+    }
+}
+
+/// A tensor of a file to be written: its name, its values, and the number type they are stored in.
 struct Entry<'a> {
     name: &'a str,
-    tensor: &'a Tensor,
+    values: &'a Values<'a>,
     kind: Kind,
     bytes: u64,
 }
 
 impl<'a> Entry<'a> {
-    fn new(name: &'a str, tensor: &'a Tensor, kind: Kind) -> Self {
-        let bytes = (tensor.numel() * kind.elt_size_in_bytes()) as u64;
-        Self { name, tensor, kind, bytes }
+    fn new((name, values, kind): &'a (String, Values<'a>, Kind)) -> Self {
+        let numel = values.shape().iter().product::<i64>() as usize;
+        let bytes = (numel * kind.elt_size_in_bytes()) as u64;
+        Self { name, values, kind: *kind, bytes }
     }
 }
 
@@ -41,9 +65,11 @@ pub(crate) fn write_tensors_with(
     tensors: &[(String, Tensor)],
     metadata: &[(&str, &str)],
 ) -> Result<()> {
-    let entries: Vec<Entry<'_>> =
-        tensors.iter().map(|(name, tensor)| Entry::new(name, tensor, tensor.kind())).collect();
-    write_file(path, &entries, metadata)
+    let tensors = tensors.iter();
+    let tensors = tensors
+        .map(|(name, tensor)| (name.clone(), Values::Here(tensor.shallow_clone()), tensor.kind()));
+    let tensors: Vec<_> = tensors.collect();
+    write_file(path, &tensors.iter().map(Entry::new).collect::<Vec<_>>(), metadata)
 }
 
 /// Writes tensors as safetensors into `dir`, which must exist: `model.safetensors` if they fit `max_shard_bytes`,
@@ -60,21 +86,22 @@ pub fn write<'a>(
     max_shard_bytes: u64,
 ) -> Result<Vec<PathBuf>> {
     let kind = dtype.kind();
-    let tensors = tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor, kind));
+    let tensors = tensors.into_iter();
+    let tensors = tensors.map(|(name, tensor)| (name.to_owned(), Values::Here(tensor), kind));
     write_as(dir, tensors, max_shard_bytes)
 }
 
 /// [`write`] with a number type for each tensor.
 ///
 /// # Errors
-/// As [`write`]; a number type that safetensors has no name for.
-pub(crate) fn write_as(
+/// As [`write`]; those of values that are made later; a number type that safetensors has no name for.
+pub(crate) fn write_as<'a>(
     dir: &Path,
-    tensors: impl IntoIterator<Item = (String, Tensor, Kind)>,
+    tensors: impl IntoIterator<Item = (String, Values<'a>, Kind)>,
     max_shard_bytes: u64,
 ) -> Result<Vec<PathBuf>> {
-    let tensors: Vec<(String, Tensor, Kind)> = tensors.into_iter().collect();
-    let entries = tensors.iter().map(|(name, tensor, kind)| Entry::new(name, tensor, *kind));
+    let tensors: Vec<(String, Values<'_>, Kind)> = tensors.into_iter().collect();
+    let entries = tensors.iter().map(Entry::new);
     let mut shards: Vec<Vec<Entry<'_>>> = vec![Vec::new()];
     let mut filled = 0;
     for entry in entries {
@@ -117,7 +144,7 @@ fn write_file(path: &Path, entries: &[Entry<'_>], metadata: &[(&str, &str)]) -> 
     header.insert("__metadata__".into(), about);
     let mut offset = 0;
     for entry in entries {
-        let shape = entry.tensor.size().iter().map(|&n| n as usize).collect();
+        let shape = entry.values.shape().iter().map(|&n| n as usize).collect();
         let end = offset + entry.bytes as usize;
         let dtype = super::dtype(entry.kind).ok_or_else(|| Error::WeightFile {
             path: path.to_owned(),
@@ -135,7 +162,8 @@ fn write_file(path: &Path, entries: &[Entry<'_>], metadata: &[(&str, &str)]) -> 
         out.write_all(&header)?;
         let mut buffer = Vec::new();
         for entry in entries {
-            write_tensor(out, entry.tensor, entry.kind, &mut buffer)?;
+            let tensor = entry.values.get().map_err(std::io::Error::other)?;
+            write_tensor(out, &tensor, entry.kind, &mut buffer)?;
         }
         Ok(())
     })?;

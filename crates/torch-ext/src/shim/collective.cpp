@@ -48,7 +48,11 @@ char* te_store_clone(Store* store, Store** out) {
 }
 
 char* te_store_set(Store* store, const char* key, const char* value) {
-  return guarded([&] { (*store)->set(key, std::string(value)); });
+  return guarded([&] {
+    (*store)->set(key, std::string(value));
+    // A set key is sent and not answered; an answer says that the store has taken it in.
+    (*store)->check({key});
+  });
 }
 
 // Null in `out` where there is no such key.

@@ -49,6 +49,13 @@ static int64_t device_count() {
   return accelerator == at::kCUDA ? at::accelerator::deviceCount() : 0;
 }
 
+// The storage of a tensor that is all of it.
+static c10::StorageImpl* whole_storage(const Tensor& tensor) {
+  TORCH_CHECK(tensor.defined() && tensor.has_storage(), "the tensor has no memory of its own");
+  TORCH_CHECK(tensor.storage_offset() == 0 && tensor.is_contiguous(), "the tensor is a view");
+  return tensor.storage().unsafeGetStorageImpl();
+}
+
 }  // namespace te
 
 using namespace te;
@@ -102,6 +109,24 @@ char* te_empty_cache() {
   return guarded([&] {
     if (device_count() > 0 && at::getDeviceAllocator(at::kCUDA)->initialized())
       at::accelerator::emptyCache();
+  });
+}
+
+char* te_storage_release(Tensor* tensor) {
+  return guarded([&] {
+    auto* storage = whole_storage(*tensor);
+    storage->set_data_ptr_noswap(at::DataPtr(nullptr, tensor->device()));
+    storage->set_nbytes(0);
+  });
+}
+
+char* te_storage_restore(Tensor* tensor) {
+  return guarded([&] {
+    auto* storage = whole_storage(*tensor);
+    const auto bytes = static_cast<size_t>(tensor->numel() * tensor->element_size());
+    if (storage->nbytes() == bytes) return;
+    storage->set_data_ptr_noswap(at::GetAllocator(tensor->device().type())->allocate(bytes));
+    storage->set_nbytes(bytes);
   });
 }
 

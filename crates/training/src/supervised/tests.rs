@@ -515,6 +515,7 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_earlier_one() {
         &World::alone(Device::Cpu),
         3,
         &json!({}),
+        None,
         |dir: &Path| {
             fs_err::write(dir.join("half"), "x")?;
             anyhow::bail!("no space left on the disk")

@@ -4,15 +4,20 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use data::batch::Share;
-use model::{Leaf, Params, Trainable};
+use model::division::{Slot, slice};
+use model::{Leaf, Master, Params, Trainable};
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::autograd::{self, GradHook, on_grad, take_grad};
 
-use super::slices::{Slot, slice, slice_len, table};
 use super::{Pending, World};
 
-/// The most bytes of gradients that are summed in one go, but for a larger leaf. Smaller ones begin earlier, larger ones cost less.
-const BUCKET_BYTES: i64 = 4 << 20;
+/// The most bytes of gradients that so many ranks sum in one go, but for a larger leaf: 4 MiB, and where a sum is many messages,
+/// one after another, as much more. Smaller ones begin earlier, larger ones cost fewer messages.
+#[must_use]
+pub fn bucket_bytes(ranks: usize) -> i64 {
+    let most = 256 << 20;
+    (ranks as i64).saturating_mul(512 << 10).clamp(4 << 20, most)
+}
 
 /// Sums a model's gradients over all ranks of a [`World`], and says which part of the parameters this rank updates.
 ///
@@ -20,13 +25,15 @@ const BUCKET_BYTES: i64 = 4 << 20;
 /// done with them. A bucket's sum begins when its last gradient is there.
 ///
 /// From stage 1 of `ZeRO` on each rank updates a slice of every parameter, and [`publish`](Self::publish) brings the slices
-/// together; at stage 2 it gets only that slice's gradient as well, after every micro-batch.
+/// together; at stage 2 it gets only that slice's gradient as well, after every micro-batch. At stage 3 the model itself is
+/// divided ([`model::division`]) and nothing is brought together after the step; parameters that are not, such as an
+/// adapter's, are treated as at stage 2.
 ///
 /// Papers: Li et al. 2020, "`PyTorch` Distributed", arXiv:2006.15704, sections 3.2.2 and 3.2.3; Rajbhandari et al. 2020, "`ZeRO`",
 /// arXiv:1910.02054, section 5.
 ///
 /// # Deviations
-/// 1. fp32 masters stay whole in every rank at both stages: in fp32 they are what the model computes with.
+/// 1. fp32 masters stay whole in every rank at stages 1 and 2: in fp32 they are what the model computes with.
 /// 2. Slices are of each parameter and whole blocks of 256, not of one long row of all.
 pub struct Reducer {
     state: Arc<Mutex<State>>,
@@ -49,8 +56,9 @@ struct State {
 /// Leaves whose gradients are summed in one go.
 struct Bucket {
     leaves: Range<usize>,
-    /// The parameters of each leaf, and the columns of all.
-    slots: Vec<Vec<Slot>>,
+    /// The parameters of each leaf: which each is, and where its slices lie in the bucket's table.
+    slots: Vec<Vec<(usize, Slot)>>,
+    /// Of the table.
     columns: i64,
     missing: usize,
     /// fp32 sums and the operation that makes them: of all leaves one after another, or from stage 2 on of this rank's slices.
@@ -67,7 +75,7 @@ impl Reducer {
     pub fn new(world: &World, params: &Params, zero_stage: u8) -> anyhow::Result<Self> {
         let leaves = params.leaves();
         let bytes: Vec<i64> = leaves.iter().map(|leaf| leaf.compute.numel() as i64 * 4).collect();
-        let ranges = ranges(&bytes);
+        let ranges = ranges(&bytes, bucket_bytes(world.share().size));
         let mut bucket_of = vec![0; leaves.len()];
         for (bucket, range) in ranges.iter().enumerate() {
             bucket_of[range.clone()].fill(bucket);
@@ -135,6 +143,9 @@ impl Reducer {
         }
         let grads = state.take()?;
         drop(state);
+        if let Some(division) = params.division() {
+            division.release_all()?;
+        }
         grads.map_or(Ok(()), |grads| Ok(params.put_grads(grads)?))
     }
 
@@ -146,7 +157,7 @@ impl Reducer {
             1 => {
                 let share = state.world.share();
                 let sliced = |weight: Trainable<'a>| {
-                    let range = slice(weight.numel(), share);
+                    let range = slice(weight.numel(), share.rank, share.size);
                     let of =
                         |t: &Tensor| t.view(-1).narrow(0, range.start, range.end - range.start);
                     let (master, grad) = (of(&weight.master), of(&weight.grad));
@@ -170,7 +181,7 @@ impl Reducer {
         lock(&self.state).zero_stage > 0
     }
 
-    /// After the update: brings the ranks' slices of the masters together.
+    /// After the update: brings the ranks' slices of the masters together, but for those of a divided model.
     ///
     /// # Errors
     /// A rank is gone, or does not take part in time.
@@ -180,19 +191,25 @@ impl Reducer {
             return Ok(());
         }
         let masters = params.masters();
-        let flat = |slot: &Slot| masters[slot.param].master.view(-1);
         let share = state.world.share();
         for bucket in &state.buckets {
+            let whole = bucket.slots.iter().flatten();
+            let whole: Vec<(&Master<'_>, &Slot)> = whole
+                .map(|(param, slot)| (&masters[*param], slot))
+                .filter(|(master, _)| !master.divided)
+                .collect();
+            if whole.is_empty() {
+                continue;
+            }
             let all = table(share.size, bucket.columns, state.device);
             let own = all.get(share.rank as i64).copy();
-            for slot in bucket.slots.iter().flatten() {
-                let range = slice(slot.numel, share);
-                let part = flat(slot).narrow(0, range.start, range.end - range.start);
-                no_grad(|| slot.own(&own, share).copy_(&part));
+            for (master, slot) in &whole {
+                let part = own_part(master, share);
+                no_grad(|| slot.own(&own, share.rank, share.size).copy_(&part));
             }
             state.world.all_gather(&all, &own)?;
-            for slot in bucket.slots.iter().flatten() {
-                no_grad(|| slot.read(&all, &flat(slot)));
+            for (master, slot) in whole {
+                no_grad(|| slot.read(&all, &master.master.view(-1)));
             }
         }
         for bucket in &mut state.buckets {
@@ -220,12 +237,12 @@ impl Reducer {
     }
 }
 
-/// Cuts leaves of so many bytes into ranges of at most [`BUCKET_BYTES`], but at least one leaf, from the last to the first.
-fn ranges(bytes: &[i64]) -> Vec<Range<usize>> {
+/// Cuts leaves of so many bytes into ranges of at most `most`, but at least one leaf, from the last to the first.
+fn ranges(bytes: &[i64], most: i64) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     let (mut end, mut sum) = (bytes.len(), 0);
     for (index, own) in bytes.iter().enumerate().rev() {
-        if sum > 0 && sum + own > BUCKET_BYTES {
+        if sum > 0 && sum + own > most {
             ranges.push(index + 1..end);
             (end, sum) = (index + 1, 0);
         }
@@ -246,10 +263,10 @@ impl State {
         for leaf in &self.leaves[leaves.clone()] {
             let mut of_leaf = Vec::new();
             for part in &leaf.parts {
-                let numel = part.end - part.start;
-                let width = slice_len(numel, self.world.share().size);
-                of_leaf.push(Slot { param, numel, column: columns, width });
-                (param, columns) = (param + 1, columns + width);
+                let slot = Slot::new(part.end - part.start, columns, self.world.share().size);
+                columns += slot.width;
+                of_leaf.push((param, slot));
+                param += 1;
             }
             slots.push(of_leaf);
         }
@@ -318,7 +335,7 @@ impl State {
         for (leaf, slots) in self.leaves[bucket.leaves.clone()].iter().zip(&bucket.slots) {
             let Some(grad) = take_grad(&leaf.compute)? else { continue };
             let grad = grad.to_kind(Kind::Float).view(-1);
-            for (slot, part) in slots.iter().zip(&leaf.parts) {
+            for ((_, slot), part) in slots.iter().zip(&leaf.parts) {
                 slot.write(&all, &grad.narrow(0, part.start, slot.numel));
             }
         }
@@ -368,27 +385,43 @@ impl State {
     /// This rank's slices of the masters with their gradients; zeros before the first sum.
     fn own_slices<'a>(&self, params: &'a Params) -> Vec<Trainable<'a>> {
         let share = self.world.share();
-        let mut slots: Vec<(&Slot, Tensor)> = Vec::new();
+        let mut grads: Vec<(usize, Tensor)> = Vec::new();
         for bucket in &self.buckets {
             let zeros = || Tensor::zeros([bucket.columns], (Kind::Float, self.device));
             let own = bucket.own.as_ref().map_or_else(zeros, Tensor::shallow_clone);
-            slots.extend(bucket.slots.iter().flatten().map(|slot| (slot, slot.own(&own, share))));
+            grads.extend(
+                bucket
+                    .slots
+                    .iter()
+                    .flatten()
+                    .map(|(param, slot)| (*param, slot.own(&own, share.rank, share.size))),
+            );
         }
-        slots.sort_by_key(|(slot, _)| slot.param);
-        let weight = |(master, (slot, grad)): (model::Master<'a>, (&Slot, Tensor))| {
-            let range = slice(slot.numel, share);
-            let own = master.master.view(-1).narrow(0, range.start, range.end - range.start);
-            Trainable {
-                name: master.name,
-                shape: master.shape,
-                master: own,
-                grad,
-                rate: master.rate,
-            }
+        grads.sort_by_key(|(param, _)| *param);
+        let weight = |(master, (_, grad)): (Master<'a>, (usize, Tensor))| Trainable {
+            name: master.name,
+            shape: master.shape,
+            master: own_part(&master, share),
+            grad,
+            rate: master.rate,
         };
-        let all = params.masters().into_iter().zip(slots).map(weight);
+        let all = params.masters().into_iter().zip(grads).map(weight);
         all.filter(|weight| weight.master.numel() > 0).collect()
     }
+}
+
+/// This rank's slice of a master: a view.
+fn own_part(master: &Master<'_>, share: Share) -> Tensor {
+    if master.divided {
+        return master.master.shallow_clone();
+    }
+    let range = slice(master.shape.iter().product(), share.rank, share.size);
+    master.master.view(-1).narrow(0, range.start, range.end - range.start)
+}
+
+/// A table of so many ranks and columns, fp32 zeros.
+fn table(size: usize, columns: i64, device: Device) -> Tensor {
+    Tensor::zeros([size as i64, columns], (Kind::Float, device))
 }
 
 #[cfg(test)]
@@ -397,11 +430,17 @@ mod tests {
 
     #[test]
     fn buckets_go_from_the_last_leaf_to_the_first_and_are_not_too_large() {
-        let quarter = BUCKET_BYTES / 4;
-        assert!(ranges(&[]).is_empty());
-        assert_eq!(ranges(&[4]), std::slice::from_ref(&(0..1)));
-        assert_eq!(ranges(&[quarter; 9]), [5..9, 1..5, 0..1]);
+        let cut = |bytes: &[i64]| ranges(bytes, 400);
+        assert!(cut(&[]).is_empty());
+        assert_eq!(cut(&[4]), std::slice::from_ref(&(0..1)));
+        assert_eq!(cut(&[100; 9]), [5..9, 1..5, 0..1]);
         // A leaf larger than a bucket is alone.
-        assert_eq!(ranges(&[quarter, 9 * BUCKET_BYTES, quarter, quarter]), [2..4, 1..2, 0..1]);
+        assert_eq!(cut(&[100, 3600, 100, 100]), [2..4, 1..2, 0..1]);
+    }
+
+    #[test]
+    fn buckets_grow_with_the_number_of_ranks() {
+        let mebibytes = |ranks| bucket_bytes(ranks) >> 20;
+        assert_eq!([1, 2, 8, 64, 1024, 9999].map(mebibytes), [4, 4, 4, 32, 256, 256]);
     }
 }

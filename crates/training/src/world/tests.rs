@@ -1,13 +1,16 @@
+mod divided;
+
 use std::net::TcpListener;
 use std::sync::mpsc;
 use std::thread;
 
+use model::division::slice;
 use model::{Decoder, LoadOptions, ModelConfig, Precision};
 use tch::no_grad;
 
 use super::*;
-use crate::optimizer::{AdamW, LossScale};
-use crate::update::{apply, clear_grads};
+use crate::optimizer::AdamW;
+use crate::update::Updater;
 use crate::{checkpoint, settings};
 
 fn layout(rank: usize, size: usize, port: u16, seconds: u64) -> Layout {
@@ -144,23 +147,18 @@ fn three_steps(
     precision: Precision,
 ) -> (Vec<Vec<f32>>, usize) {
     let mut decoder = tiny(precision, 1);
-    let reducer = Reducer::new(world, decoder.params(), zero_stage).unwrap();
-    let mut optimizer = AdamW::new(&reducer.trainable(decoder.params_mut()), &settings(bits));
-    clear_grads(&mut decoder, &reducer).unwrap();
+    let mut updater = Updater::new(world, &mut decoder, &settings(bits), zero_stage).unwrap();
     let size = world.share().size as f64;
     for step in 0..3 {
         for (last, number) in [(false, 1.0 + f64::from(step)), (true, 3.0)] {
             let own = loss(&decoder, number / size);
-            reducer.backward(decoder.params_mut(), &own, last).unwrap();
+            updater.backward(&mut decoder, &own, last).unwrap();
         }
-        let mut scale = LossScale::new(precision);
-        let sums = Tensor::from_slice(&[1.0]);
-        let applied =
-            apply(world, &reducer, &mut decoder, &mut optimizer, 1.0, &mut scale, &sums).unwrap();
+        let applied = updater.apply(&mut decoder, 1.0, &Tensor::from_slice(&[1.0])).unwrap();
         assert!(applied.finite && applied.grad_norm > 0.5);
     }
     let masters = decoder.params().iter().map(|(_, master)| numbers(&master)).collect();
-    (masters, optimizer.bytes())
+    (masters, updater.bytes()[1])
 }
 
 #[test]
@@ -201,8 +199,11 @@ fn state_saved_by_two_ranks_is_taken_up_by_any_number() {
             let masters = decoder.params().masters();
             let numel = masters.iter().find(|master| master.name == name).unwrap();
             let numel = numel.shape.iter().product::<i64>();
-            let first =
-                if piece.numel() == 1 { 7 } else { slices::slice(numel, world.share()).start };
+            let first = if piece.numel() == 1 {
+                7
+            } else {
+                slice(numel, world.share().rank, world.share().size).start
+            };
             let own =
                 Tensor::arange(piece.numel() as i64, (Kind::Float, Device::Cpu)) + first as f64;
             no_grad(|| piece.shallow_clone().copy_(&own.view(piece.size().as_slice())));
@@ -224,7 +225,8 @@ fn state_saved_by_two_ranks_is_taken_up_by_any_number() {
                 let name = key.split_once('.').unwrap().1;
                 let master = masters.iter().find(|master| master.name == name).unwrap();
                 let numel = master.shape.iter().product::<i64>();
-                let first = if piece.numel() == 1 { 7 } else { slices::slice(numel, share).start };
+                let first =
+                    if piece.numel() == 1 { 7 } else { slice(numel, share.rank, share.size).start };
                 let values = numbers(&piece);
                 let expected = (0..values.len()).map(|at| (at as i64 + first) as f32);
                 assert!(values.iter().copied().eq(expected), "{key} of {size}");

@@ -31,7 +31,8 @@ fn layer(layout: WeightLayout, keep: Keep) -> (Params, Linear) {
     let bias = PartSpec::new("0.bias".into(), &[whole], Init::Zeros);
     let specs = [BlockSpec { parts }, BlockSpec { parts: vec![bias] }];
     let keeps = [keep, Keep::Trained];
-    let mut params = Params::allocate(&specs, Device::Cpu, Precision::Fp32, |id| keeps[id]);
+    let mut params =
+        Params::allocate(&specs, Device::Cpu, Precision::Fp32, |id| keeps[id]).unwrap();
     for (b, spec) in specs.iter().enumerate() {
         for (p, part) in spec.parts.iter().enumerate() {
             let value = normal((10 * b + p) as u64, 0.5, &part.shape);

@@ -18,7 +18,8 @@ fn layer(keep: Keep) -> Linear {
     let bias = PartSpec::new("0.bias".into(), &[12], Init::Zeros);
     let specs = [BlockSpec { parts: (0..3).map(part).collect() }, BlockSpec { parts: vec![bias] }];
     let keeps = [keep, Keep::Trained];
-    let mut params = Params::allocate(&specs, Device::Cpu, Precision::Fp32, |id| keeps[id]);
+    let mut params =
+        Params::allocate(&specs, Device::Cpu, Precision::Fp32, |id| keeps[id]).unwrap();
     for (b, spec) in specs.iter().enumerate() {
         for (p, part) in spec.parts.iter().enumerate() {
             params.fill(b, p, &normal((10 * b + p) as u64, 0.5, &part.shape)).unwrap();

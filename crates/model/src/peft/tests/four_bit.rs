@@ -161,7 +161,7 @@ fn a_layer_beside_one_in_4_bits_stays_whole() {
     let mut tensors = Vec::new();
     for (own, stored) in decoder.params().stored() {
         match stored {
-            Err(weight) if own != name => {
+            crate::params::Stored::FourBit(weight) if own != name => {
                 tensors.extend(crate::weights::four_bit::to_tensors(own, weight, Precision::Fp32));
             }
             _ => tensors.push((own.to_owned(), plain(dir.path()).params().get(own).unwrap())),
