@@ -2,7 +2,7 @@
 
 use data::batch::Branches;
 use model::config::Dropout;
-use model::{Decoder, Head, LoadOptions, ModelConfig};
+use model::{Decoder, Head, LoadOptions, Loading, ModelConfig};
 use tch::{Device, Tensor};
 use training::branches::{self, Responses};
 use training::peft;
@@ -36,7 +36,8 @@ impl Models {
         let head = if shares_trunk { Head::LanguageModelAndScore } else { Head::LanguageModel };
         // Values that nothing taught yet are 0: random ones would add their noise to every advantage.
         let peft = plan.peft.as_ref();
-        let mut policy = peft::load(&plan.policy, Some(head), seed, trained, peft)?;
+        let loading = Loading { options: trained, head: Some(head), seed, ..Loading::default() };
+        let mut policy = peft::load(&plan.policy, loading, peft)?;
         policy.zero_score()?;
         let value = plan.value.as_ref().map(|dir| {
             let mut value = Decoder::load_as(dir, Head::Score, seed, &trained)?;

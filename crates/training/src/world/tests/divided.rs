@@ -45,7 +45,7 @@ fn train(
             let loss = token_loss(decoder);
             losses.push(loss.double_value(&[]));
             updater.backward(decoder, &(loss / (2.0 * size)), last).unwrap();
-            if decoder.params().division().is_some() {
+            if zero_stage == 3 && decoder.adapter().is_none() {
                 let leaves = decoder.params().leaves();
                 assert!(leaves.iter().all(|leaf| leaf.compute.data_ptr().is_null()));
             }
@@ -88,7 +88,8 @@ fn a_divided_model_trains_as_a_whole_one() {
             let (losses, masters) = train(world, &mut decoder, 3, 3);
             (losses, masters, held)
         });
-        let bound = if precision == Precision::Fp32 { 2e-6 } else { 2e-3 };
+        // The norm to clip by is summed in another order; a step moves a number by 0.05.
+        let bound = if precision == Precision::Fp32 { 1e-5 } else { 2e-3 };
         for (losses, masters, _) in &results {
             let pairs = wanted.0.iter().zip(losses);
             let error = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
@@ -142,11 +143,11 @@ fn a_frozen_model_is_divided_under_what_trains() {
     });
     for (losses, masters) in results {
         let pairs = wanted.0.iter().zip(&losses);
-        assert!(pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) < 2e-6, "{losses:?}");
+        assert!(pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) < 1e-5, "{losses:?}");
         for ((name, theirs), (_, own)) in wanted.1.iter().zip(&masters) {
             let pairs = theirs.iter().zip(own);
             let error = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(error < 2e-6, "{name}: {error}");
+            assert!(error < 1e-5, "{name}: {error}");
         }
     }
 }
