@@ -437,7 +437,7 @@ fn bfloat16_sees_a_change(fixture: &Fixture) -> Result<()> {
     {
         scale(&decoder, name, 1.05);
     }
-    decoder.params_mut().refresh_compute().unwrap();
+    decoder.params_mut().refresh_compute()?;
     let exact = fixture.io.get("full_logits")?;
     let moved = rms(&fixture.batch("full")?.logits(&decoder)?, exact);
     let theirs = fixture.number("/bf16/full/logits_rms");

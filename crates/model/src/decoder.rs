@@ -378,7 +378,7 @@ impl Decoder {
         documents: &Documents,
     ) -> Result<Tensor> {
         let (layer, training) = (&self.layers[index], self.training);
-        let chosen = index % self.checkpointing_interval == 0;
+        let chosen = index.is_multiple_of(self.checkpointing_interval);
         let checkpointing = if chosen { self.checkpointing } else { Checkpointing::None };
         if checkpointing == Checkpointing::Layer {
             return self.checkpointed(layer, hidden, rotation, documents);
