@@ -5,12 +5,14 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use crate::columns::{ANSWER, CHECKER, MESSAGES, PROMPT, TASK};
 use crate::error::Result;
 use crate::rows::{Cell, Column, Kind, TableReader, TableWriter};
 
 /// One prompt.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PromptRow {
     /// What the model is given, rendered: nothing is added before it is tokenised.
     pub prompt: String,

@@ -115,6 +115,26 @@ impl RunDir {
         self.root.join(".holder.json")
     }
 
+    /// `.ranks/`, where the processes of a job that share the work by files meet. Hidden, as the note is.
+    pub fn ranks_dir(&self) -> PathBuf {
+        self.root.join(".ranks")
+    }
+
+    /// Removes `.ranks/`, or all in it but the folder `kept`.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn remove_ranks(&self, kept: Option<&Path>) -> io::Result<()> {
+        let Some(kept) = kept else { return remove(&self.ranks_dir()) };
+        for entry in fs::read_dir(self.ranks_dir())? {
+            let path = entry?.path();
+            if path != kept {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// `model/`, in the Hugging Face layout with the tokenizer's files in it.
     pub fn model_dir(&self) -> PathBuf {
         self.root.join("model")

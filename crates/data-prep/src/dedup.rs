@@ -15,12 +15,13 @@
 
 use std::collections::{HashMap, HashSet};
 
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use crate::config::{Dedup, Near};
 
 /// What is computed of a text, in parallel, before [`Seen::admit`] decides in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fingerprint {
     exact: u128,
     signature: Vec<u32>,

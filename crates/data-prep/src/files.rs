@@ -7,14 +7,13 @@ use artifact::RunDir;
 use artifact::pairs::{PairRow, PairWriter};
 use artifact::prompts::{PromptRow, PromptWriter};
 use artifact::tokens::{TokenMeta, TokenWriter};
-use data::format::{Example, Mapped};
 use data::template::ChatTemplate;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::plan::DatasetPlan;
-use crate::prepare::{Prepared, Split};
+use crate::prepare::Split;
 use crate::report::SetReport;
-use crate::tokenise::{Made, RenderedPrompt, Rows};
+use crate::tokenise::{Made, Rows};
 use crate::vocabulary::Vocabulary;
 
 /// The open output files of a data set.
@@ -68,23 +67,14 @@ impl Files {
         Ok(Self { rows, prompts, train_prompts, unknown })
     }
 
-    pub(crate) fn write(&mut self, prepared: &Prepared, made: &Made) -> anyhow::Result<()> {
+    pub(crate) fn write(&mut self, made: &Made) -> anyhow::Result<()> {
         if let Some(files) = &mut self.rows {
-            files.write(prepared, &made.rows)?;
+            files.write(made.split, &made.rows)?;
         }
-        let Some(prompt) = &made.prompt else { return Ok(()) };
-        let mapped = &prepared.mapped;
-        let checker = mapped.checker.as_ref().map(serde_json::to_string).transpose()?;
-        let row = PromptRow {
-            prompt: prompt.text.clone(),
-            answer: answer(mapped, prompt),
-            task: mapped.task.clone(),
-            checker,
-            messages: prompt.messages.as_ref().map(serde_json::to_string).transpose()?,
-        };
-        match prepared.split {
-            Split::Train => self.train_prompts.write(&row),
-            Split::Validation => self.prompts.write(&row),
+        let Some(row) = &made.prompt else { return Ok(()) };
+        match made.split {
+            Split::Train => self.train_prompts.write(row),
+            Split::Validation => self.prompts.write(row),
         }
     }
 
@@ -105,17 +95,6 @@ impl Files {
         report.train_prompts = self.train_prompts.finish()?;
         Ok(())
     }
-}
-
-/// What is to follow a prompt. Where rows teach it, it is that; a pair or a prompt alone can have a better one beside it.
-fn answer(mapped: &Mapped, prompt: &RenderedPrompt) -> Option<String> {
-    let own = mapped.answer.as_ref();
-    let response = prompt.response.as_ref();
-    match mapped.example {
-        Example::Chat { .. } | Example::Completion { .. } => response.or(own),
-        _ => own.or(response),
-    }
-    .cloned()
 }
 
 /// A file for each split.
@@ -140,22 +119,21 @@ enum RowFiles {
 }
 
 impl RowFiles {
-    fn write(&mut self, prepared: &Prepared, rows: &Rows) -> anyhow::Result<()> {
-        let Prepared { mapped, split, .. } = prepared;
-        match (self, rows, &mapped.example) {
-            (Self::Tokens(files), Rows::Tokens(encoded), _) => {
+    fn write(&mut self, split: Split, rows: &Rows) -> anyhow::Result<()> {
+        match (self, rows) {
+            (Self::Tokens(files), Rows::Tokens(encoded)) => {
                 for row in &encoded.rows {
-                    files.get(*split).write_row(&row.ids, Some(&row.mask))?;
+                    files.get(split).write_row(&row.ids, Some(&row.mask))?;
                 }
             }
-            (Self::Pairs(files), Rows::Pair(pair), Example::Preference(preference)) => {
-                files.get(*split).write_row(&PairRow {
-                    prompt: &pair.prompt,
-                    chosen: &pair.chosen,
-                    rejected: &pair.rejected,
-                    margin: preference.margin,
-                    probability: preference.probability,
-                    task: mapped.task.as_deref(),
+            (Self::Pairs(files), Rows::Pair(pair)) => {
+                files.get(split).write_row(&PairRow {
+                    prompt: &pair.ids.prompt,
+                    chosen: &pair.ids.chosen,
+                    rejected: &pair.ids.rejected,
+                    margin: pair.margin,
+                    probability: pair.probability,
+                    task: pair.task.as_deref(),
                 })?;
             }
             _ => anyhow::bail!("rows of another kind than the data set's"),

@@ -15,16 +15,19 @@
 //!
 //! Of a data set of prompts there are the two files of prompts only, with all of them.
 //!
-//! The same input, config and seed give the same bytes, whatever the number of threads.
+//! The same input, config and seed give the same bytes, whatever the number of threads and of processes, which share the
+//! records of each set.
 
 mod clean;
 mod config;
 mod dedup;
+mod failure;
 mod files;
 mod plan;
 mod prepare;
 mod preview;
 mod report;
+mod shares;
 mod tokenise;
 mod vocabulary;
 #[expect(unreachable_pub, reason = "the generator is written as a library would be")]
@@ -36,7 +39,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use data::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
-use stage::{Context, Info, Progress};
+use stage::{Context, Info, Progress, Team};
 
 use crate::config::Config;
 use crate::plan::{Plan, TokenizerPlan};
@@ -48,7 +51,7 @@ const INFO: Info = Info {
     reads: "text, JSON, CSV or Parquet files, plain or compressed; or the quickstart's generator",
     writes: "tokenizer/, data/<set>/{train,validation,prompts,train-prompts}.parquet, manifest.json",
     example: "data-prep --config configs/data-prep.toml --set tokenizer.train.vocab_size=4096",
-    parallel: false,
+    parallel: true,
 };
 
 /// The most tokens of a line that the preview shows.
@@ -60,11 +63,39 @@ fn main() -> ExitCode {
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]
 fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Map<String, Value>> {
-    record_inputs(ctx, &plan)?;
+    limit_threads(ctx)?;
+    stage::together(ctx, |ctx, team| match team.filter(|team| !team.is_first()) {
+        None => prepare(ctx, &plan, team),
+        Some(team) => help(ctx, &plan, team).map(|()| Map::new()),
+    })
+}
+
+/// Several processes on a machine take as many threads each as the launcher says, as those that train do.
+fn limit_threads(ctx: &Context) -> anyhow::Result<()> {
+    let number = |name| std::env::var(name).ok()?.parse::<usize>().ok();
+    if ctx.layout.is_shared()
+        && number("RAYON_NUM_THREADS").is_none()
+        && let Some(threads) = number("OMP_NUM_THREADS")
+    {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
+    Ok(())
+}
+
+/// All the work of a process on its own; of several, what the first does.
+fn prepare(
+    ctx: &mut Context,
+    plan: &Plan,
+    team: Option<&Team>,
+) -> anyhow::Result<Map<String, Value>> {
+    record_inputs(ctx, plan)?;
     ctx.start()?;
-    let vocabulary = vocabulary::get(&plan, &|| Ok(ctx.check_interrupt()?))?;
+    let vocabulary = vocabulary::get(plan, team, &|| Ok(ctx.check_interrupt()?))?;
     let tokenizer = &vocabulary.tokenizer;
     tokenizer.save(ctx.run_dir.tokenizer_dir())?;
+    if let Some(team) = team {
+        vocabulary::announce(team)?;
+    }
     ctx.tokenizer = Some(tokenizer.digest());
     ctx.chat_template = vocabulary.template.as_ref().map(data::template::ChatTemplate::digest);
 
@@ -75,11 +106,12 @@ fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Map<String, Value>> {
     }
     for set in &plan.datasets {
         let progress = Progress::new(&set.name, None);
+        let interrupt = ctx.interrupt.clone();
         let mut tick = |read| {
             progress.set_position(read);
-            Ok(ctx.check_interrupt()?)
+            Ok(interrupt.check()?)
         };
-        let output = tokenise::write_set(&ctx.run_dir, set, &plan, &vocabulary, &mut tick)
+        let output = tokenise::write_set(&ctx.run_dir, set, plan, &vocabulary, team, &mut tick)
             .with_context(|| format!("data set `{}`", set.name))?;
         progress.finish();
         text.push_str(&output.report.lines(&set.name));
@@ -95,6 +127,13 @@ fn run(ctx: &mut Context, plan: Plan) -> anyhow::Result<Map<String, Value>> {
         ("warnings".to_owned(), json!(vocabulary.warnings)),
         ("datasets".to_owned(), Value::Object(sets)),
     ]))
+}
+
+/// What each of several processes but the first does: its share of every data set.
+fn help(ctx: &mut Context, plan: &Plan, team: &Team) -> anyhow::Result<()> {
+    ctx.start()?;
+    let vocabulary = vocabulary::get_from_first(plan, team, &ctx.run_dir)?;
+    plan.datasets.iter().try_for_each(|set| tokenise::make_share(set, plan, &vocabulary, team))
 }
 
 fn format_warning(warning: &str) -> String {

@@ -53,6 +53,30 @@ impl DatasetPlan {
         if let Some(source) = &self.source {
             return Ok(Box::new(source.records()));
         }
+        self.generate()
+    }
+
+    /// The records of one file, as [`sizes`](Self::sizes) counts them.
+    pub(crate) fn open_file(&self, file: usize) -> anyhow::Result<RecordIter> {
+        match &self.source {
+            Some(source) => Ok(Box::new(source.records_of(file))),
+            None => self.generate(),
+        }
+    }
+
+    /// The bytes of each of its files, in the order in which they are read; `None` where that is not known. A generator counts
+    /// as one file.
+    pub(crate) fn sizes(&self) -> Vec<Option<u64>> {
+        match &self.source {
+            Some(source) => {
+                let size = |path: &Path| fs::metadata(path).ok().map(|meta| meta.len());
+                source.files().map(size).collect()
+            }
+            None => vec![None],
+        }
+    }
+
+    fn generate(&self) -> anyhow::Result<RecordIter> {
         let Some(spec) = &self.config.world else {
             anyhow::bail!("data set `{}` has neither sources nor world", self.name);
         };

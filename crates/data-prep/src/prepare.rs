@@ -4,18 +4,21 @@
 //! before it (duplicates) is then decided one after another. So the result does not depend on the
 //! number of threads, and memory holds a few chunks and the fingerprints.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use data::format::{Example, FormatError, Mapped, Mapper, Message, Preference, Prompt};
 use data::records::{Origin, Record, RecordError};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::clean;
 use crate::config::{BadRecords, DatasetConfig};
 use crate::dedup::{Fingerprint, Hasher, Repeat, Seen};
+use crate::failure;
 use crate::plan::DatasetPlan;
 
 /// A chunk ends after this many records ...
@@ -24,13 +27,16 @@ const CHUNK_RECORDS: usize = 2048;
 const CHUNK_BYTES: usize = 8 << 20;
 
 /// The part of the data that a row belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Split {
     Train,
     Validation,
 }
 
-/// An example that was kept.
+/// Why a record or an example is dropped.
+pub(crate) type Reason = Cow<'static, str>;
+
+/// An example to be kept unless it repeats another.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) mapped: Mapped,
@@ -46,12 +52,12 @@ pub(crate) struct Counts {
     pub(crate) read: u64,
     /// Examples that the records gave.
     pub(crate) examples: u64,
-    pub(crate) dropped: BTreeMap<&'static str, u64>,
+    pub(crate) dropped: BTreeMap<Reason, u64>,
 }
 
 impl Counts {
-    pub(crate) fn drop(&mut self, reason: &'static str) {
-        *self.dropped.entry(reason).or_default() += 1;
+    pub(crate) fn drop(&mut self, reason: impl Into<Reason>) {
+        *self.dropped.entry(reason.into()).or_default() += 1;
     }
 }
 
@@ -64,49 +70,56 @@ pub(crate) type Chunk = Vec<Result<Record, RecordError>>;
 /// Reads chunk after chunk, so that it can be ahead of what becomes of them.
 pub(crate) struct Reader(RecordIter);
 
-/// See the module's text.
-pub(crate) struct Prepare<'a> {
-    examiner: Examiner<'a>,
-    seen: Seen,
-    pub(crate) counts: Counts,
-}
-
-/// What needs one record only and is done in parallel.
-struct Examiner<'a> {
+/// What needs one record only, and is done in parallel.
+pub(crate) struct Examiner<'a> {
     config: &'a DatasetConfig,
     seed: u64,
     mapper: Mapper,
     hasher: Hasher,
 }
 
-/// What the parallel part makes of one record.
-enum Outcome {
-    Examples(Vec<Kept>),
-    Drop(&'static str),
+/// What depends on the records before, and is done one after another: drops repeats, and counts.
+pub(crate) struct Gate {
+    seen: Seen,
+    pub(crate) counts: Counts,
+}
+
+/// What the parallel part makes of one record: its examples as `T`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Outcome<T> {
+    Examples(Vec<Kept<T>>),
+    Drop(Reason),
+    #[serde(with = "failure")]
     Fail(anyhow::Error),
 }
 
 /// An example to be kept unless it repeats another, or the reason why not.
-type Kept = Result<Box<(Prepared, Fingerprint)>, &'static str>;
+type Kept<T> = Result<Box<(T, Fingerprint)>, Reason>;
 
-impl<'a> Prepare<'a> {
-    pub(crate) fn new(set: &'a DatasetPlan, seed: u64) -> anyhow::Result<Self> {
-        let config = &set.config;
-        let mapper = Mapper::new(config.kind, &config.mapping)?;
-        let hasher = Hasher::new(&config.dedup);
-        Ok(Self {
-            examiner: Examiner { config, seed, mapper, hasher },
-            seen: Seen::new(&config.dedup),
-            counts: Counts::default(),
-        })
+impl<T> Outcome<T> {
+    fn map<U>(self, f: impl Fn(T) -> U) -> Outcome<U> {
+        let make = |kept: Box<(T, Fingerprint)>| {
+            let (example, text) = *kept;
+            Box::new((f(example), text))
+        };
+        match self {
+            Self::Examples(list) => {
+                Outcome::Examples(list.into_iter().map(|one| one.map(make)).collect())
+            }
+            Self::Drop(reason) => Outcome::Drop(reason),
+            Self::Fail(error) => Outcome::Fail(error),
+        }
+    }
+}
+
+impl Gate {
+    pub(crate) fn new(set: &DatasetPlan) -> Self {
+        Self { seen: Seen::new(&set.config.dedup), counts: Counts::default() }
     }
 
-    /// The examples of a chunk that are kept.
-    pub(crate) fn keep(&mut self, chunk: Chunk) -> anyhow::Result<Vec<Prepared>> {
-        self.counts.read += chunk.len() as u64;
-        let examiner = &self.examiner;
-        let outcomes: Vec<Outcome> =
-            chunk.into_par_iter().map(|item| examiner.examine(item)).collect();
+    /// The examples of the next records that are kept.
+    pub(crate) fn admit<T>(&mut self, outcomes: Vec<Outcome<T>>) -> anyhow::Result<Vec<T>> {
+        self.counts.read += outcomes.len() as u64;
         let mut kept = Vec::with_capacity(outcomes.len());
         for outcome in outcomes {
             let examples = match outcome {
@@ -119,8 +132,8 @@ impl<'a> Prepare<'a> {
             };
             self.counts.examples += examples.len() as u64;
             for example in examples {
-                match example.and_then(|kept| self.admit(*kept)) {
-                    Ok(prepared) => kept.push(prepared),
+                match example.and_then(|kept| self.admit_one(*kept)) {
+                    Ok(example) => kept.push(example),
                     Err(reason) => self.counts.drop(reason),
                 }
             }
@@ -128,21 +141,23 @@ impl<'a> Prepare<'a> {
         Ok(kept)
     }
 
-    fn admit(
-        &mut self,
-        (prepared, text): (Prepared, Fingerprint),
-    ) -> Result<Prepared, &'static str> {
+    fn admit_one<T>(&mut self, (example, text): (T, Fingerprint)) -> Result<T, Reason> {
         self.seen.admit(&text).map_err(|repeat| match repeat {
             Repeat::Exact => "exact duplicate",
             Repeat::Near => "near duplicate",
         })?;
-        Ok(prepared)
+        Ok(example)
     }
 }
 
 impl Reader {
     pub(crate) fn open(set: &DatasetPlan) -> anyhow::Result<Self> {
         Ok(Self(set.open()?))
+    }
+
+    /// Reads one of the set's files alone.
+    pub(crate) fn open_file(set: &DatasetPlan, file: usize) -> anyhow::Result<Self> {
+        Ok(Self(set.open_file(file)?))
     }
 
     /// The next records; `None` at the end. An error of a single record is among them.
@@ -163,19 +178,36 @@ impl Reader {
     }
 }
 
-impl Examiner<'_> {
-    fn examine(&self, item: Result<Record, RecordError>) -> Outcome {
+impl<'a> Examiner<'a> {
+    pub(crate) fn new(set: &'a DatasetPlan, seed: u64) -> anyhow::Result<Self> {
+        let config = &set.config;
+        let mapper = Mapper::new(config.kind, &config.mapping)?;
+        Ok(Self { config, seed, mapper, hasher: Hasher::new(&config.dedup) })
+    }
+
+    /// What becomes of each record of a chunk, with `make` of its examples.
+    pub(crate) fn examine<T: Send>(
+        &self,
+        chunk: Chunk,
+        make: impl Fn(Prepared) -> T + Sync,
+    ) -> Vec<Outcome<T>> {
+        chunk.into_par_iter().map(|item| self.examine_one(item).map(&make)).collect()
+    }
+
+    fn examine_one(&self, item: Result<Record, RecordError>) -> Outcome<Prepared> {
         let config = self.config;
         let skip = config.bad_records == BadRecords::Skip;
         let record = match item {
             Ok(record) => record,
-            Err(error) if skip => return Outcome::Drop(unreadable(&error)),
+            Err(error) if skip => return Outcome::Drop(unreadable(&error).into()),
             Err(error) => return Outcome::Fail(error.into()),
         };
         let examples = match self.mapper.map(&record) {
             Ok(Ok(examples)) => examples,
-            Ok(Err(unfit)) => return Outcome::Drop(unfit.reason()),
-            Err(error) if skip && of_record(&error) => return Outcome::Drop("unusable fields"),
+            Ok(Err(unfit)) => return Outcome::Drop(unfit.reason().into()),
+            Err(error) if skip && of_record(&error) => {
+                return Outcome::Drop("unusable fields".into());
+            }
             Err(error) => return Outcome::Fail(error.into()),
         };
         let kept = examples.into_iter().map(|mapped| self.prepare(&record, mapped));
@@ -186,18 +218,18 @@ impl Examiner<'_> {
     }
 
     /// Cleans and filters one example.
-    fn prepare(&self, record: &Record, mut mapped: Mapped) -> anyhow::Result<Kept> {
+    fn prepare(&self, record: &Record, mut mapped: Mapped) -> anyhow::Result<Kept<Prepared>> {
         let config = self.config;
         clean::example(&mut mapped.example, config.clean);
         if let Some(reason) = useless(&mapped.example) {
-            return Ok(Err(reason));
+            return Ok(Err(reason.into()));
         }
         let chars = count_chars(&mapped.example);
         if config.filter.min_chars.is_some_and(|least| chars < least) {
-            return Ok(Err("fewer characters than min_chars"));
+            return Ok(Err("fewer characters than min_chars".into()));
         }
         if config.filter.max_chars.is_some_and(|most| chars > most) {
-            return Ok(Err("more characters than max_chars"));
+            return Ok(Err("more characters than max_chars".into()));
         }
         let text = whole_text(&mapped.example);
         let split = self.split(record, &mapped.example)?;

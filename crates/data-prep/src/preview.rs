@@ -32,7 +32,7 @@ impl Preview {
     pub(crate) fn of(made: &Made) -> Vec<Self> {
         match &made.rows {
             Rows::Tokens(encoded) => encoded.rows.iter().cloned().map(Self::Row).collect(),
-            Rows::Pair(pair) => vec![Self::Pair(pair.clone())],
+            Rows::Pair(pair) => vec![Self::Pair(pair.ids.clone())],
             Rows::Prompt(ids) => vec![Self::Prompt(ids.clone())],
         }
     }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::config::DatasetConfig;
-use crate::prepare::Counts;
+use crate::prepare::{Counts, Reason};
 
 /// One data set's numbers.
 #[derive(Debug, Default, Serialize)]
@@ -20,7 +20,7 @@ pub(crate) struct SetReport {
     pub(crate) pairs: Option<u64>,
     /// Records, or pairs.
     pub(crate) records_kept: u64,
-    pub(crate) dropped: BTreeMap<&'static str, u64>,
+    pub(crate) dropped: BTreeMap<Reason, u64>,
     /// Absent where there are prompts only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) train: Option<SplitCounts>,

@@ -1,23 +1,27 @@
 //! Prepared examples to token files, with the report and the preview.
 
-use anyhow::Context as _;
 use artifact::RunDir;
+use artifact::prompts::PromptRow;
 use data::encode::{
     EncodeError, EncodeOptions, Encoded, EncodedPair, Skip, encode_example, encode_pair,
 };
-use data::format::{Example, Kind, Message, Prompt};
+use data::format::{Example, Kind, Mapped, Message, Prompt};
 use data::template::TemplateError;
 use data::tokenizer::{Tokenizer, TokenizerError};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use stage::Team;
 
 use crate::config::BadRecords;
+use crate::failure;
 use crate::files::Files;
 use crate::plan::{DatasetPlan, Plan};
 use crate::prepare::{
-    Chunk, Counts, EMPTY_RESPONSE, EQUAL_RESPONSES, Prepare, Prepared, Reader, Split,
+    Chunk, Counts, EMPTY_RESPONSE, EQUAL_RESPONSES, Examiner, Gate, Prepared, Reader, Reason, Split,
 };
 use crate::preview::Preview;
 use crate::report::SetReport;
+use crate::shares;
 use crate::vocabulary::Vocabulary;
 
 /// What one data set gave.
@@ -27,49 +31,124 @@ pub(crate) struct SetOutput {
     pub(crate) preview: Vec<Preview>,
 }
 
-/// What an example became.
+/// What an example became, with all that is written of it.
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Made {
+    pub(crate) split: Split,
     pub(crate) rows: Rows,
     /// Where one is to be written.
-    pub(crate) prompt: Option<RenderedPrompt>,
+    pub(crate) prompt: Option<PromptRow>,
 }
 
 /// The rows of an example.
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Rows {
     Tokens(Encoded),
-    Pair(EncodedPair),
+    Pair(MadePair),
     /// A prompt alone, as token ids.
     Prompt(Vec<u32>),
 }
 
-/// A prompt as a model gets it.
-pub(crate) struct RenderedPrompt {
-    pub(crate) text: String,
-    /// The answer that the record has.
-    pub(crate) response: Option<String>,
-    /// What it renders, where that is a conversation.
-    pub(crate) messages: Option<Vec<Message>>,
+/// A pair, with what its record says of it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct MadePair {
+    pub(crate) ids: EncodedPair,
+    pub(crate) margin: Option<f32>,
+    pub(crate) probability: Option<f32>,
+    pub(crate) task: Option<String>,
 }
 
-/// An example made into rows, or the reason why not.
-type Tokenised = anyhow::Result<Result<Made, &'static str>>;
+/// A prompt as a model gets it.
+struct RenderedPrompt {
+    text: String,
+    /// The answer that the record has.
+    response: Option<String>,
+    /// What it renders, where that is a conversation.
+    messages: Option<Vec<Message>>,
+}
 
-/// Writes the files of a data set; see the text of the crate.
+/// An example made into rows, or why not.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Tokenised {
+    Made(Box<Made>),
+    Drop(Reason),
+    #[serde(with = "failure")]
+    Fail(anyhow::Error),
+}
+
+/// Writes the files of a data set; see the text of the crate. `tick` is told how many records have been read.
 pub(crate) fn write_set(
     run: &RunDir,
     set: &DatasetPlan,
     plan: &Plan,
     vocabulary: &Vocabulary,
-    tick: &mut dyn FnMut(u64) -> anyhow::Result<()>,
+    team: Option<&Team>,
+    tick: &mut (dyn FnMut(u64) -> anyhow::Result<()> + Send),
 ) -> anyhow::Result<SetOutput> {
-    let mut reader = Reader::open(set)?;
-    let mut prepare = Prepare::new(set, plan.seed)?;
+    let examiner = Examiner::new(set, plan.seed)?;
+    let mut gate = Gate::new(set);
     let mut sink = Sink {
         files: Files::create(run, set, vocabulary)?,
         output: SetOutput { report: SetReport::default(), preview: Vec::new() },
         preview_rows: plan.preview_rows,
         dropped: Counts::default(),
     };
+    match team {
+        None => alone(set, vocabulary, &examiner, &mut gate, &mut sink, tick)?,
+        Some(team) => {
+            let make =
+                |chunk| examiner.examine(chunk, |prepared| tokenise(set, vocabulary, &prepared));
+            shares::merge(team, set, ROWS, &make, &mut |outcomes| {
+                sink.take(gate.admit(outcomes)?)?;
+                tick(gate.counts.read)
+            })?;
+        }
+    }
+    let Sink { files, mut output, dropped, .. } = sink;
+    for (reason, count) in dropped.dropped {
+        *gate.counts.dropped.entry(reason).or_default() += count;
+    }
+    files.finish(&mut output.report)?;
+    let stops = !vocabulary.tokenizer.stop_ids(None).is_empty() || set.config.kind.is_chat();
+    output.report.close(gate.counts, stops, &set.config);
+    if output.report.records_kept == 0 {
+        let reasons: Vec<String> =
+            output.report.dropped.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+        anyhow::bail!(
+            "all {} records were dropped: {}",
+            output.report.records_read,
+            reasons.join(", ")
+        );
+    }
+    Ok(output)
+}
+
+/// What the rows of a set are called among the ranks.
+const ROWS: &str = "rows";
+
+/// Another process's share of [`write_set`].
+pub(crate) fn make_share(
+    set: &DatasetPlan,
+    plan: &Plan,
+    vocabulary: &Vocabulary,
+    team: &Team,
+) -> anyhow::Result<()> {
+    let examiner = Examiner::new(set, plan.seed)?;
+    shares::make(team, set, ROWS, &|chunk| {
+        examiner.examine(chunk, |prepared| tokenise(set, vocabulary, &prepared))
+    })
+}
+
+/// Makes the rows of a set in one process.
+fn alone(
+    set: &DatasetPlan,
+    vocabulary: &Vocabulary,
+    examiner: &Examiner<'_>,
+    gate: &mut Gate,
+    sink: &mut Sink,
+    tick: &mut (dyn FnMut(u64) -> anyhow::Result<()> + Send),
+) -> anyhow::Result<()> {
+    let mut reader = Reader::open(set)?;
     let mut chunk = reader.next_chunk()?;
     let mut made = Vec::new();
     // While a chunk is tokenised, the next one is read and the one before it is written.
@@ -78,11 +157,7 @@ pub(crate) fn write_set(
             || reader.next_chunk(),
             || {
                 rayon::join(
-                    || {
-                        chunk.map_or(Ok(Vec::new()), |chunk| {
-                            make(&mut prepare, set, vocabulary, chunk)
-                        })
-                    },
+                    || make(set, vocabulary, examiner, gate, chunk.unwrap_or_default()),
                     || sink.take(made),
                 )
             },
@@ -97,41 +172,21 @@ pub(crate) fn write_set(
                 return Err(error);
             }
         };
-        tick(prepare.counts.read)?;
+        tick(gate.counts.read)?;
     }
-    let Sink { files, mut output, dropped, .. } = sink;
-    for (reason, count) in dropped.dropped {
-        *prepare.counts.dropped.entry(reason).or_default() += count;
-    }
-    files.finish(&mut output.report)?;
-    let stops = !vocabulary.tokenizer.stop_ids(None).is_empty() || set.config.kind.is_chat();
-    output.report.close(prepare.counts, stops, &set.config);
-    if output.report.records_kept == 0 {
-        let reasons: Vec<String> =
-            output.report.dropped.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
-        anyhow::bail!(
-            "all {} records were dropped: {}",
-            output.report.records_read,
-            reasons.join(", ")
-        );
-    }
-    Ok(output)
+    Ok(())
 }
 
-/// The rows of a chunk's records.
+/// The rows of a chunk's records. What repeats another is not tokenised.
 fn make(
-    prepare: &mut Prepare<'_>,
     set: &DatasetPlan,
     vocabulary: &Vocabulary,
+    examiner: &Examiner<'_>,
+    gate: &mut Gate,
     chunk: Chunk,
-) -> anyhow::Result<Vec<(Prepared, Tokenised)>> {
-    let kept = prepare.keep(chunk)?.into_par_iter();
-    Ok(kept
-        .map(|prepared| {
-            let tokenised = tokenise(set, vocabulary, &prepared);
-            (prepared, tokenised)
-        })
-        .collect())
+) -> anyhow::Result<Vec<Tokenised>> {
+    let kept = gate.admit(examiner.examine(chunk, |prepared| prepared))?;
+    Ok(kept.into_par_iter().map(|prepared| tokenise(set, vocabulary, &prepared)).collect())
 }
 
 /// Where rows end: files, report and preview.
@@ -143,15 +198,16 @@ struct Sink {
 }
 
 impl Sink {
-    fn take(&mut self, rows: Vec<(Prepared, Tokenised)>) -> anyhow::Result<()> {
+    fn take(&mut self, rows: Vec<Tokenised>) -> anyhow::Result<()> {
         let Self { files, output, preview_rows, dropped } = self;
-        for (prepared, tokenised) in rows {
-            match tokenised? {
-                Err(reason) => dropped.drop(reason),
-                Ok(made) => {
+        for tokenised in rows {
+            match tokenised {
+                Tokenised::Fail(error) => return Err(error),
+                Tokenised::Drop(reason) => dropped.drop(reason),
+                Tokenised::Made(made) => {
                     let room = preview_rows.saturating_sub(output.preview.len());
                     output.preview.extend(Preview::of(&made).into_iter().take(room));
-                    files.write(&prepared, &made)?;
+                    files.write(&made)?;
                     count(&mut output.report, &made, files.unknown);
                 }
             }
@@ -164,7 +220,7 @@ fn count(report: &mut SetReport, made: &Made, unknown: Option<u32>) {
     report.records_kept += 1;
     match &made.rows {
         Rows::Prompt(ids) => {
-            report.bytes += made.prompt.as_ref().map_or(0, |prompt| prompt.text.len() as u64);
+            report.bytes += made.prompt.as_ref().map_or(0, |row| row.prompt.len() as u64);
             report.tokens += ids.len() as u64;
             report.longest_prompt = report.longest_prompt.max(ids.len() as u64);
             report.count_row(0, false, true, ids, unknown);
@@ -178,7 +234,7 @@ fn count(report: &mut SetReport, made: &Made, unknown: Option<u32>) {
             let ids = encoded.rows.iter().flat_map(|row| &row.ids);
             report.count_row(encoded.tokens_cut, encoded.straddles, encoded.closed, ids, unknown);
         }
-        Rows::Pair(pair) => {
+        Rows::Pair(MadePair { ids: pair, .. }) => {
             report.bytes += pair.bytes as u64;
             // Its bytes have the prompt twice, too.
             report.tokens += (pair.num_tokens() + pair.prompt.len() + pair.tokens_cut) as u64;
@@ -190,42 +246,76 @@ fn count(report: &mut SetReport, made: &Made, unknown: Option<u32>) {
 
 fn tokenise(set: &DatasetPlan, vocabulary: &Vocabulary, prepared: &Prepared) -> Tokenised {
     match rows_of(set, vocabulary, prepared) {
-        Ok(Ok(made)) => Ok(Ok(made)),
-        Ok(Err(skip)) => Ok(Err(reason(&skip, set.config.kind))),
-        Err(EncodeError::Template(TemplateError::Render(_)))
-            if set.config.bad_records == BadRecords::Skip =>
-        {
-            Ok(Err("refused by the chat template"))
+        Ok(Ok(made)) => Tokenised::Made(Box::new(made)),
+        Ok(Err(skip)) => Tokenised::Drop(reason(&skip, set.config.kind).into()),
+        Err(error) if set.config.bad_records == BadRecords::Skip && of_template(&error) => {
+            Tokenised::Drop("refused by the chat template".into())
         }
-        Err(error) => Err(error).with_context(|| prepared.origin.to_string()),
+        Err(error) => Tokenised::Fail(error.context(prepared.origin.to_string())),
     }
+}
+
+fn of_template(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(EncodeError::Template(TemplateError::Render(_))))
 }
 
 fn rows_of(
     set: &DatasetPlan,
     vocabulary: &Vocabulary,
     prepared: &Prepared,
-) -> Result<Result<Made, Skip>, EncodeError> {
+) -> anyhow::Result<Result<Made, Skip>> {
     let options = EncodeOptions { max_length: set.config.max_length, overlong: set.overlong };
     let (tokenizer, template) = (&vocabulary.tokenizer, vocabulary.template.as_ref());
-    let example = &prepared.mapped.example;
-    let rows = match example {
-        Example::Preference(pair) => {
-            encode_pair(tokenizer, template, pair, options)?.map(Rows::Pair)
+    let Prepared { mapped, split, .. } = prepared;
+    let rows = match &mapped.example {
+        Example::Preference(pair) => encode_pair(tokenizer, template, pair, options)?.map(|ids| {
+            let (margin, probability) = (pair.margin, pair.probability);
+            Rows::Pair(MadePair { ids, margin, probability, task: mapped.task.clone() })
+        }),
+        Example::Prompt(prompt) => {
+            return match prompt_alone(vocabulary, prompt, options.max_length)? {
+                Ok((ids, prompt)) => {
+                    let prompt = Some(prompt_row(mapped, prompt)?);
+                    Ok(Ok(Made { split: *split, rows: Rows::Prompt(ids), prompt }))
+                }
+                Err(skip) => Ok(Err(skip)),
+            };
         }
-        Example::Prompt(prompt) => return prompt_alone(vocabulary, prompt, options.max_length),
-        _ => encode_example(tokenizer, template, example, options)?.map(Rows::Tokens),
+        example => encode_example(tokenizer, template, example, options)?.map(Rows::Tokens),
     };
     let rows = match rows {
         Ok(rows) => rows,
         Err(skip) => return Ok(Err(skip)),
     };
-    let wanted = match prepared.split {
+    let wanted = match split {
         Split::Train => set.config.train_prompts,
         Split::Validation => true,
     };
-    let prompt = if wanted { render_prompt(vocabulary, example)? } else { None };
-    Ok(Ok(Made { rows, prompt }))
+    let prompt = if wanted { render_prompt(vocabulary, &mapped.example)? } else { None };
+    let prompt = prompt.map(|prompt| prompt_row(mapped, prompt)).transpose()?;
+    Ok(Ok(Made { split: *split, rows, prompt }))
+}
+
+fn prompt_row(mapped: &Mapped, prompt: RenderedPrompt) -> serde_json::Result<PromptRow> {
+    let answer = answer(mapped, &prompt);
+    Ok(PromptRow {
+        prompt: prompt.text,
+        answer,
+        task: mapped.task.clone(),
+        checker: mapped.checker.as_ref().map(serde_json::to_string).transpose()?,
+        messages: prompt.messages.as_ref().map(serde_json::to_string).transpose()?,
+    })
+}
+
+/// What is to follow a prompt. Where rows teach it, it is that; a pair or a prompt alone can have a better one beside it.
+fn answer(mapped: &Mapped, prompt: &RenderedPrompt) -> Option<String> {
+    let own = mapped.answer.as_ref();
+    let response = prompt.response.as_ref();
+    match mapped.example {
+        Example::Chat { .. } | Example::Completion { .. } => response.or(own),
+        _ => own.or(response),
+    }
+    .cloned()
 }
 
 /// A prompt without a response. It is never cut: what follows its end would not be an answer.
@@ -233,7 +323,7 @@ fn prompt_alone(
     vocabulary: &Vocabulary,
     prompt: &Prompt,
     max_length: usize,
-) -> Result<Result<Made, Skip>, EncodeError> {
+) -> Result<Result<(Vec<u32>, RenderedPrompt), Skip>, EncodeError> {
     let tokenizer = &vocabulary.tokenizer;
     if let Prompt::Messages(messages) = prompt
         && let Some(token) = messages.iter().find_map(|m| tokenizer.special_in(&m.content))
@@ -245,8 +335,7 @@ fn prompt_alone(
     if ids.len() > max_length {
         return Ok(Err(Skip::TooLong { tokens: ids.len() }));
     }
-    let prompt = Some(RenderedPrompt { text, response: None, messages: conversation_of(prompt) });
-    Ok(Ok(Made { rows: Rows::Prompt(ids), prompt }))
+    Ok(Ok((ids, RenderedPrompt { text, response: None, messages: conversation_of(prompt) })))
 }
 
 fn reason(skip: &Skip, kind: Kind) -> &'static str {

@@ -1,13 +1,16 @@
 //! Gets the tokenizer: trains one on the data, or takes one that exists; and settles its chat template.
 
 use anyhow::{Context as _, bail};
+use artifact::RunDir;
 use data::template::{CHAT, CHAT_TOKENS, ChatTemplate, INSTRUCTION};
 use data::tokenizer::{BpeOptions, Tokenizer};
+use stage::Team;
 use tracing::{info, warn};
 
-use crate::config::TrainTokenizer;
-use crate::plan::{Plan, TokenizerPlan};
-use crate::prepare::{Prepare, Prepared, Reader, Split, texts};
+use crate::config::{ExistingTokenizer, TrainTokenizer};
+use crate::plan::{DatasetPlan, Plan, TokenizerPlan};
+use crate::prepare::{Examiner, Gate, Outcome, Prepared, Reader, Split, texts};
+use crate::shares;
 
 /// The tokenizer with its chat template compiled.
 pub(crate) struct Vocabulary {
@@ -18,26 +21,16 @@ pub(crate) struct Vocabulary {
     pub(crate) warnings: Vec<String>,
 }
 
+/// Of several processes, to be called by the first.
 pub(crate) fn get(
     plan: &Plan,
+    team: Option<&Team>,
     interrupted: &dyn Fn() -> anyhow::Result<()>,
 ) -> anyhow::Result<Vocabulary> {
     let mut tokenizer = match &plan.tokenizer {
-        TokenizerPlan::Existing(existing) => {
-            let mut tokenizer = Tokenizer::load(&existing.path)?;
-            for (name, token) in [
-                ("bos_token", &existing.bos_token),
-                ("eos_token", &existing.eos_token),
-                ("pad_token", &existing.pad_token),
-            ] {
-                if let Some(token) = token {
-                    tokenizer.set_special(name, token)?;
-                }
-            }
-            tokenizer
-        }
+        TokenizerPlan::Existing(existing) => load(existing)?,
         TokenizerPlan::Train(options) => {
-            let sample = sample(plan, options, interrupted)?;
+            let sample = sample(plan, options, team, interrupted)?;
             info!(texts = sample.len(), vocab_size = options.vocab_size, "training the tokenizer");
             let bpe = BpeOptions {
                 vocab_size: options.vocab_size,
@@ -78,28 +71,99 @@ pub(crate) fn get(
     Ok(Vocabulary { tokenizer, template, warnings })
 }
 
+/// What the first process has got, for another of them; of the reading that a training needs this does its share.
+pub(crate) fn get_from_first(
+    plan: &Plan,
+    team: &Team,
+    run_dir: &RunDir,
+) -> anyhow::Result<Vocabulary> {
+    let mut tokenizer = match &plan.tokenizer {
+        TokenizerPlan::Existing(existing) => load(existing)?,
+        TokenizerPlan::Train(options) => {
+            for set in trained_on(plan, options) {
+                let examiner = Examiner::new(set, plan.seed)?;
+                shares::make(team, set, TEXTS, &|chunk| examiner.examine(chunk, trained_text))?;
+            }
+            team.wait_for(TOKENIZER)?;
+            Tokenizer::load(run_dir.tokenizer_dir())?
+        }
+    };
+    // The first one tells the warnings.
+    let mut warnings = Vec::new();
+    let template = settle_template(plan, &mut tokenizer, &mut warnings)?;
+    Ok(Vocabulary { tokenizer, template, warnings })
+}
+
+/// Lets the others know that the tokenizer is in the run directory.
+pub(crate) fn announce(team: &Team) -> anyhow::Result<()> {
+    team.put(TOKENIZER, b"")
+}
+
+/// What the texts of a set, and the tokenizer, are called among the ranks.
+const TEXTS: &str = "texts";
+const TOKENIZER: &str = "tokenizer";
+
+fn load(existing: &ExistingTokenizer) -> anyhow::Result<Tokenizer> {
+    let mut tokenizer = Tokenizer::load(&existing.path)?;
+    for (name, token) in [
+        ("bos_token", &existing.bos_token),
+        ("eos_token", &existing.eos_token),
+        ("pad_token", &existing.pad_token),
+    ] {
+        if let Some(token) = token {
+            tokenizer.set_special(name, token)?;
+        }
+    }
+    Ok(tokenizer)
+}
+
+fn trained_on<'p>(
+    plan: &'p Plan,
+    options: &'p TrainTokenizer,
+) -> impl Iterator<Item = &'p DatasetPlan> {
+    let listed =
+        |set: &&DatasetPlan| options.datasets.as_ref().is_none_or(|all| all.contains(&set.name));
+    plan.datasets.iter().filter(listed)
+}
+
+/// An example's hash, and its texts.
+type Texts = (u64, Vec<String>);
+
+/// What there is to train on; nothing in the validation split.
+fn trained_text(prepared: Prepared) -> Option<Texts> {
+    let trains = prepared.split == Split::Train;
+    trains.then(|| (prepared.hash, texts(prepared.mapped.example)))
+}
+
 /// A sample of the training split's texts, evenly thinned by content hash to the size allowed.
 fn sample(
     plan: &Plan,
     options: &TrainTokenizer,
+    team: Option<&Team>,
     interrupted: &dyn Fn() -> anyhow::Result<()>,
 ) -> anyhow::Result<Vec<String>> {
     let mut kept = Sample::new(options.max_train_mb << 20);
-    for set in &plan.datasets {
-        if options.datasets.as_ref().is_some_and(|names| !names.contains(&set.name)) {
-            continue;
-        }
+    for set in trained_on(plan, options) {
         info!(dataset = set.name, "reading text for the tokenizer");
-        let reading = || format!("data set `{}`", set.name);
-        let mut reader = Reader::open(set).with_context(reading)?;
-        let mut prepare = Prepare::new(set, plan.seed).with_context(reading)?;
-        while let Some(chunk) = reader.next_chunk().with_context(reading)? {
-            interrupted()?;
-            let kept_now = prepare.keep(chunk).with_context(reading)?.into_iter();
-            for prepared in kept_now.filter(|prepared| prepared.split == Split::Train) {
-                kept.add(prepared);
+        let mut read = || -> anyhow::Result<()> {
+            let examiner = Examiner::new(set, plan.seed)?;
+            let mut gate = Gate::new(set);
+            let make = |chunk| examiner.examine(chunk, trained_text);
+            let mut merge = |outcomes: Vec<Outcome<Option<Texts>>>| -> anyhow::Result<()> {
+                gate.admit(outcomes)?.into_iter().flatten().for_each(|one| kept.add(one));
+                Ok(())
+            };
+            if let Some(team) = team {
+                return shares::merge(team, set, TEXTS, &make, &mut merge);
             }
-        }
+            let mut reader = Reader::open(set)?;
+            while let Some(chunk) = reader.next_chunk()? {
+                interrupted()?;
+                merge(make(chunk))?;
+            }
+            Ok(())
+        };
+        read().with_context(|| format!("data set `{}`", set.name))?;
     }
     if kept.texts.is_empty() {
         bail!(
@@ -122,13 +186,13 @@ impl Sample {
         Self { texts: Vec::new(), bytes: 0, limit, bound: u64::MAX }
     }
 
-    fn add(&mut self, prepared: Prepared) {
-        if prepared.hash > self.bound {
+    fn add(&mut self, (hash, texts): Texts) {
+        if hash > self.bound {
             return;
         }
-        for text in texts(prepared.mapped.example) {
+        for text in texts {
             self.bytes += text.len();
-            self.texts.push((prepared.hash, text));
+            self.texts.push((hash, text));
         }
         while self.bytes > self.limit && self.bound > 0 {
             self.bound /= 2;
@@ -198,17 +262,7 @@ fn check_template(template: &ChatTemplate, tokenizer: &Tokenizer, warnings: &mut
 
 #[cfg(test)]
 mod tests {
-    use data::format::{Example, Mapped};
-    use data::records::Origin;
-
     use super::*;
-
-    fn prepared(hash: u64, text: &str) -> Prepared {
-        let example = Example::Text { text: text.to_owned() };
-        let mapped = Mapped { example, checker: None, answer: None, task: None };
-        let origin = Origin { file: std::path::Path::new("x").into(), row: 1 };
-        Prepared { mapped, origin, split: Split::Train, hash }
-    }
 
     #[test]
     fn a_sample_keeps_the_lowest_hashes_whatever_the_order() {
@@ -216,7 +270,7 @@ mod tests {
         let run = |order: &[u64]| {
             let mut sample = Sample::new(40);
             for n in order {
-                sample.add(prepared(n * step, &format!("{n:04}")));
+                sample.add((n * step, vec![format!("{n:04}")]));
             }
             let mut texts: Vec<String> = sample.texts.into_iter().map(|(_, text)| text).collect();
             texts.sort();

@@ -49,7 +49,7 @@ pub struct EncodeOptions {
 }
 
 /// One row: a document or a conversation.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenRow {
     /// Token ids.
     pub ids: Vec<u32>,
@@ -66,7 +66,7 @@ impl TokenRow {
 }
 
 /// An example as rows.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Encoded {
     /// One row, or several with [`Overlong::Split`].
     pub rows: Vec<TokenRow>,

@@ -335,11 +335,31 @@ impl Source {
         inputs
     }
 
+    /// An iterator over the records of one file, by its place in the reading order; it may have none. Errors are as those of
+    /// [`records`](Self::records).
+    pub fn records_of(&self, file: usize) -> Records {
+        let files = vec![self.files[file].clone()];
+        let source = Self { files, ..self.clone() };
+        Records { may_be_empty: true, ..source.records() }
+    }
+
+    /// The error of a source without a single record.
+    pub fn empty(&self) -> RecordError {
+        RecordError::Empty { spec: self.specs.join(", "), files: self.files.len() }
+    }
+
     /// An iterator over all records. A row error (see [`RecordError::is_row`]) may be skipped by
     /// calling `next` again; after any other error the iterator ends. A source without a single
     /// record gives [`RecordError::Empty`].
     pub fn records(&self) -> Records {
-        Records { source: self.clone(), next_file: 0, current: None, seen: 0, done: false }
+        Records {
+            source: self.clone(),
+            next_file: 0,
+            current: None,
+            seen: 0,
+            done: false,
+            may_be_empty: false,
+        }
     }
 }
 
@@ -352,6 +372,7 @@ pub struct Records {
     current: Option<FileRecords>,
     seen: u64,
     done: bool,
+    may_be_empty: bool,
 }
 
 impl Records {
@@ -390,11 +411,8 @@ impl Iterator for Records {
                 }
                 None => {
                     self.done = true;
-                    if self.seen == 0 {
-                        return Some(Err(RecordError::Empty {
-                            spec: self.source.specs.join(", "),
-                            files: self.source.files.len(),
-                        }));
+                    if self.seen == 0 && !self.may_be_empty {
+                        return Some(Err(self.source.empty()));
                     }
                 }
             }

@@ -1,7 +1,7 @@
 //! What a stage's `run` is given: the run directory and everything around it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use artifact::chain::{Checked, Stamp, check_input};
 use artifact::{Digest, Input, RunDir, atomic};
@@ -47,6 +47,8 @@ pub struct Context {
     pub(crate) lock: Option<Lock>,
     /// The state of each of `inputs` before it was digested.
     pub(crate) stamps: Vec<Stamp>,
+    /// Where the processes of the job meet, if they share the work by files.
+    pub(crate) team: Option<PathBuf>,
 }
 
 impl Context {
@@ -72,6 +74,7 @@ impl Context {
             started: false,
             lock: None,
             stamps: Vec::new(),
+            team: None,
         }
     }
 
@@ -115,6 +118,7 @@ impl Context {
         } else if self.run_dir.is_finished() {
             self.run_dir.reopen()?;
         }
+        self.run_dir.remove_ranks(self.team.as_deref())?;
         for path in atomic::sweep(self.run_dir.path())? {
             tracing::debug!("removed {}, left by a run that was killed", path.display());
         }

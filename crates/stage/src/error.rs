@@ -120,6 +120,11 @@ impl Facts {
     }
 }
 
+/// The signal that stopped a run, if one did.
+pub(crate) fn signal_of(error: &anyhow::Error) -> Option<Signal> {
+    Facts::of(error).signal
+}
+
 /// The exit code that an error stands for: 130/143/138 for a signal, 2 for usage, else 1.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let facts = Facts::of(error);

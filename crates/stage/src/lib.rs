@@ -66,6 +66,7 @@ mod options;
 mod problems;
 mod progress;
 mod run;
+mod team;
 
 pub use cli::Info;
 pub use config::{Describe, Paths, StageConfig};
@@ -80,3 +81,4 @@ pub use options::{Running, Verbosity};
 pub use problems::Problems;
 pub use progress::{Progress, human_bytes, human_duration};
 pub use run::{Results, Run, main, main_with, program};
+pub use team::{Team, together};

@@ -10,6 +10,7 @@ mod bad_input;
 mod cai;
 mod chat;
 mod configs;
+mod data_ranks;
 mod evaluate;
 mod fine_tuning;
 mod interruption;

@@ -186,9 +186,9 @@ fn a_signal_to_one_rank_stops_all_after_the_same_step() {
 #[test]
 fn a_stage_of_one_process_says_so() {
     let yard = yard(&["data", "pretrain", "sft"]);
-    let ranks = stage("data-prep", yard.path()).start_ranks(2).unwrap();
+    let ranks = stage("evaluate", yard.path()).start_ranks(2).unwrap();
     for outcome in finish(ranks) {
         assert_eq!(outcome.code(), Some(2), "{outcome}");
-        outcome.expect_error(&["data-prep runs in one process, but WORLD_SIZE is 2"]).unwrap();
+        outcome.expect_error(&["evaluate runs in one process, but WORLD_SIZE is 2"]).unwrap();
     }
 }

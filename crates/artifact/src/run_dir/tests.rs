@@ -46,10 +46,25 @@ fn every_part_has_its_place() {
         (run.metrics_path(), "metrics.jsonl"),
         (run.tensorboard_dir(), "tensorboard"),
         (run.samples_path(), "samples.parquet"),
+        (run.ranks_dir(), ".ranks"),
     ];
     for (path, expected) in places {
         assert_eq!(path, root.join(expected));
     }
+}
+
+#[test]
+fn where_ranks_meet_goes_but_for_what_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = RunDir::create(dir.path()).unwrap();
+    for name in ["kept", "old", "older"] {
+        fs::create_dir_all(run.ranks_dir().join(name)).unwrap();
+    }
+    run.remove_ranks(Some(&run.ranks_dir().join("kept"))).unwrap();
+    assert_eq!(names(&run.ranks_dir()), ["kept"]);
+    run.remove_ranks(None).unwrap();
+    assert!(!run.ranks_dir().exists());
+    run.remove_ranks(None).unwrap();
 }
 
 #[test]

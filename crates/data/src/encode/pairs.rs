@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod tests;
 
+use serde::{Deserialize, Serialize};
+
 use super::{EncodeError, EncodeOptions, Overlong, Skip, Whole, continuation, conversation};
 use crate::format::{Message, Preference, Prompt};
 use crate::template::ChatTemplate;
@@ -11,7 +13,7 @@ use crate::tokenizer::Tokenizer;
 /// A pair as token ids. A response ends with its last counted token: EOS or the end-of-turn token,
 /// unless it was cut. What a template prints after that is left off, so that a model is judged at the
 /// token with which it stops.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EncodedPair {
     /// What both sequences begin with.
     pub prompt: Vec<u32>,

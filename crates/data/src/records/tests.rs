@@ -412,6 +412,20 @@ fn files_come_in_the_order_asked_for() {
 }
 
 #[test]
+fn one_file_of_many_can_be_read_alone_and_be_empty() {
+    let folder = Folder::new();
+    folder.write("a.jsonl", "{\"n\": 1}\n{\"n\": 2}\n");
+    folder.write("b.jsonl", "");
+    folder.write("c.jsonl", "{\"n\": 3}\n");
+    let source = Source::open(&[folder.path()], &ReadOptions::default()).unwrap();
+    let numbers = |file| -> Vec<u64> {
+        source.records_of(file).map(|one| one.unwrap().fields["n"].as_u64().unwrap()).collect()
+    };
+    assert_eq!([numbers(0), numbers(1), numbers(2)], [vec![1, 2], vec![], vec![3]]);
+    assert!(source.empty().to_string().contains("no records in 3 file(s)"));
+}
+
+#[test]
 fn what_cannot_be_found_is_named() {
     let folder = Folder::new();
     let root = folder.path();
