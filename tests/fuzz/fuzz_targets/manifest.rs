@@ -3,7 +3,8 @@
 
 use artifact::evaluation::Evaluation;
 use artifact::{Manifest, RunDir, check_input};
-use libfuzzer_sys::fuzz_target;
+use libfuzzer_sys::{fuzz_mutator, fuzz_target};
+use temper_fuzz::mutate::{self, Parts};
 use temper_fuzz::{folder, readable, write};
 
 fuzz_target!(|bytes: &[u8]| {
@@ -19,4 +20,8 @@ fuzz_target!(|bytes: &[u8]| {
     readable(artifact::model_dir(&run));
     readable(artifact::adapter_dir(&run));
     let _ = RunDir::look(&run);
+});
+
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    mutate::json(data, size, max_size, seed, Parts { before: 0, separator: None })
 });

@@ -6,12 +6,12 @@ use artifact::rows::TableReader;
 use artifact::tokens::TokenReader;
 use data::records::{ReadOptions, Source};
 use libfuzzer_sys::fuzz_target;
-use temper_fuzz::{readable, write};
+use temper_fuzz::{allow_guarded_panics, readable, write};
 
 /// Groups and rows that are read of a file.
 const SOME: usize = 64;
 
-fuzz_target!(|bytes: &[u8]| {
+fuzz_target!(init: allow_guarded_panics(), |bytes: &[u8]| {
     let path = write("rows.parquet", bytes);
     if let Some(reader) = readable(TokenReader::open(&path)) {
         for group in 0..reader.num_row_groups().min(SOME) {
