@@ -131,7 +131,8 @@ pub(super) fn expand_generation(source: &str) -> (String, bool) {
     while let Some(start) = rest.find("{%") {
         out.push_str(&rest[..start]);
         let tag = &rest[start..];
-        let Some(end) = tag.find("%}").map(|end| end + 2) else {
+        // Behind the `{%`, whose sign `{%}` would share.
+        let Some(end) = tag[2..].find("%}").map(|end| end + 4) else {
             out.push_str(tag);
             return (out, found);
         };

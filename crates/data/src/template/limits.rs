@@ -65,7 +65,9 @@ pub(super) fn compile(source: &str) -> Result<Program, Error> {
     let blanks =
         WhitespaceConfig { trim_blocks: true, lstrip_blocks: true, ..WhitespaceConfig::default() };
     let tokens = tokenize(source, false, SyntaxConfig, blanks);
-    let products = tokens.filter(|token| matches!(token, Ok((Token::Mul | Token::Pow, _)))).count();
+    // At what is no token the engine's iterator stands still, and gives the error again for ever.
+    let tokens = tokens.map_while(Result::ok);
+    let products = tokens.filter(|(token, _)| matches!(token, Token::Mul | Token::Pow)).count();
     if products > PRODUCTS {
         return Err(refusal(format!("multiplies {products} times; {PRODUCTS} are allowed")));
     }

@@ -83,6 +83,20 @@ fn the_source_is_bounded() {
 }
 
 #[test]
+fn what_is_no_token_is_an_error_and_no_endless_loop() {
+    for source in [
+        "{{ 2 ! 3 }}",
+        "{% for m in messages ? %}",
+        "{{ 'open }}",
+        "a{{ \u{1F600} }}",
+        "{%}",
+        "{%}{% x %}",
+    ] {
+        assert!(ChatTemplate::parse(source, SpecialTokens::default()).is_err(), "{source}");
+    }
+}
+
+#[test]
 fn jumps_lead_where_they_led() {
     for (source, expected) in [
         ("a{% if false %}b{% elif messages %}c{% else %}d{% endif %}e", "ace"),
