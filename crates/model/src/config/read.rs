@@ -3,6 +3,19 @@
 use super::{Activation, Architecture, Dropout, Head, ModelConfig, rope};
 use crate::error::Problems;
 use serde_json::{Map, Value};
+use std::ops::RangeInclusive;
+
+// What sizes may be: far more than any model has, and so little that the numbers in a model, and their products, fit i64, and a
+// list with an entry for every layer fits the memory.
+const LAYERS: RangeInclusive<i64> = 1..=1 << 12;
+const HEADS: RangeInclusive<i64> = 1..=1 << 12;
+const HEAD_DIM: RangeInclusive<i64> = 1..=1 << 12;
+const HIDDEN: RangeInclusive<i64> = 1..=1 << 20;
+const INTERMEDIATE: RangeInclusive<i64> = 1..=1 << 24;
+/// Of token ids and of positions.
+const IDS: RangeInclusive<i64> = 1..=i32::MAX as i64;
+/// What is only compared.
+pub(super) const POSITIVE: RangeInclusive<i64> = 1..=i64::MAX;
 
 /// Typed access to an object's keys that notes what is wrong and goes on with a harmless value.
 pub(super) struct Keys<'a> {
@@ -43,20 +56,30 @@ impl<'a> Keys<'a> {
         self.problem(format!("`{}{key}` must be {expected}, not {value}", self.prefix));
     }
 
-    /// An integer of at least `min`; `default` where absent, a problem where there is no default.
-    pub(super) fn int(&mut self, key: &str, default: Option<i64>, min: i64) -> i64 {
-        let fallback = default.unwrap_or(min);
+    /// An integer in `range`; `default` where absent, a problem where there is no default.
+    pub(super) fn int(
+        &mut self,
+        key: &str,
+        default: Option<i64>,
+        range: RangeInclusive<i64>,
+    ) -> i64 {
+        let (min, max) = (*range.start(), *range.end());
         match (self.value(key), default) {
             (None, Some(default)) => default,
             (None, None) => {
                 self.missing(key);
-                fallback
+                min
             }
             (Some(value), _) => match value.as_i64() {
-                Some(n) if n >= min => n,
+                Some(n) if range.contains(&n) => n,
                 _ => {
-                    self.wrong(key, &format!("an integer of at least {min}"), value);
-                    fallback
+                    let expected = if value.as_f64().is_some_and(|n| n > max as f64) {
+                        format!("an integer of at most {max}")
+                    } else {
+                        format!("an integer of at least {min}")
+                    };
+                    self.wrong(key, &expected, value);
+                    default.unwrap_or(min)
                 }
             },
         }
@@ -254,9 +277,9 @@ fn gpt2(keys: &mut Keys<'_>) -> ModelConfig {
     let layers = keys.either(["n_layer", "num_hidden_layers"]);
     let heads = keys.either(["n_head", "num_attention_heads"]);
     let positions = keys.either(["n_positions", "max_position_embeddings"]);
-    let hidden_size = keys.int(hidden, None, 1);
-    let num_hidden_layers = keys.int(layers, None, 1);
-    let num_attention_heads = keys.int(heads, None, 1);
+    let hidden_size = keys.int(hidden, None, HIDDEN);
+    let num_hidden_layers = keys.int(layers, None, LAYERS);
+    let num_attention_heads = keys.int(heads, None, HEADS);
     if hidden_size % num_attention_heads != 0 {
         keys.problem(format!(
             "`{hidden}` ({hidden_size}) is not a multiple of `{heads}` ({num_attention_heads})"
@@ -272,14 +295,14 @@ fn gpt2(keys: &mut Keys<'_>) -> ModelConfig {
     ModelConfig {
         architecture: Architecture::Gpt2,
         head: head(keys),
-        vocab_size: keys.int("vocab_size", None, 1),
+        vocab_size: keys.int("vocab_size", None, IDS),
         hidden_size,
-        intermediate_size: keys.int("n_inner", Some(4 * hidden_size), 1),
+        intermediate_size: keys.int("n_inner", Some(4 * hidden_size), INTERMEDIATE),
         num_hidden_layers,
         num_attention_heads,
         num_key_value_heads: num_attention_heads,
         head_dim,
-        max_position_embeddings: keys.int(positions, None, 1),
+        max_position_embeddings: keys.int(positions, None, IDS),
         norm_eps: keys.float("layer_norm_epsilon", Some(1e-5), f64::MIN_POSITIVE, 1.0),
         activation: keys.activation("activation_function", "gelu_new"),
         tie_word_embeddings: keys.bool("tie_word_embeddings", true),
@@ -305,22 +328,22 @@ fn gpt2(keys: &mut Keys<'_>) -> ModelConfig {
 }
 
 fn llama(keys: &mut Keys<'_>, architecture: Architecture) -> ModelConfig {
-    let hidden_size = keys.int("hidden_size", None, 1);
-    let num_hidden_layers = keys.int("num_hidden_layers", None, 1);
-    let heads = keys.int("num_attention_heads", None, 1);
+    let hidden_size = keys.int("hidden_size", None, HIDDEN);
+    let num_hidden_layers = keys.int("num_hidden_layers", None, LAYERS);
+    let heads = keys.int("num_attention_heads", None, HEADS);
     // What transformers takes where the key is absent; an explicit null means one key head for each query head.
     let default_kv = match architecture {
         Architecture::Mistral if !keys.map.contains_key("num_key_value_heads") => 8,
         _ => heads,
     };
-    let num_key_value_heads = keys.int("num_key_value_heads", Some(default_kv), 1);
+    let num_key_value_heads = keys.int("num_key_value_heads", Some(default_kv), HEADS);
     if heads % num_key_value_heads != 0 {
         keys.problem(format!(
             "`num_attention_heads` ({heads}) is not a multiple of `num_key_value_heads` ({num_key_value_heads})"
         ));
     }
     let head_dim = head_dim(keys, architecture, hidden_size, heads);
-    let max_position_embeddings = keys.int("max_position_embeddings", None, 1);
+    let max_position_embeddings = keys.int("max_position_embeddings", None, IDS);
     let attention_bias = match architecture {
         Architecture::Llama | Architecture::Qwen3 => keys.bool("attention_bias", false),
         _ => false,
@@ -329,9 +352,9 @@ fn llama(keys: &mut Keys<'_>, architecture: Architecture) -> ModelConfig {
     ModelConfig {
         architecture,
         head: head(keys),
-        vocab_size: keys.int("vocab_size", None, 1),
+        vocab_size: keys.int("vocab_size", None, IDS),
         hidden_size,
-        intermediate_size: keys.int("intermediate_size", None, 1),
+        intermediate_size: keys.int("intermediate_size", None, INTERMEDIATE),
         num_hidden_layers,
         num_attention_heads: heads,
         num_key_value_heads,
@@ -375,7 +398,7 @@ fn head_dim(keys: &mut Keys<'_>, architecture: Architecture, hidden: i64, heads:
         return 2;
     }
     let default = if architecture == Architecture::Qwen3 { 128 } else { hidden / heads };
-    let head_dim = keys.int("head_dim", Some(default), 1);
+    let head_dim = keys.int("head_dim", Some(default), HEAD_DIM);
     if head_dim % 2 != 0 {
         keys.problem(format!("`head_dim` ({head_dim}) must be even for rotary positions"));
     }
@@ -390,7 +413,7 @@ fn windows(keys: &mut Keys<'_>, architecture: Architecture, layers: i64) -> Vec<
         Architecture::Mistral => {
             let window = match keys.map.get("sliding_window") {
                 Some(Value::Null) => None,
-                _ => Some(keys.int("sliding_window", Some(4096), 1)),
+                _ => Some(keys.int("sliding_window", Some(4096), POSITIVE)),
             };
             let kind = if window.is_some() { "sliding_attention" } else { "full_attention" };
             if let Some(types) = layer_types(keys, count)
@@ -404,8 +427,8 @@ fn windows(keys: &mut Keys<'_>, architecture: Architecture, layers: i64) -> Vec<
         }
         Architecture::Qwen2 | Architecture::Qwen3 => {
             let used = keys.bool("use_sliding_window", false);
-            let window = used.then(|| keys.int("sliding_window", Some(4096), 1));
-            let full_layers = keys.int("max_window_layers", Some(28), 0);
+            let window = used.then(|| keys.int("sliding_window", Some(4096), POSITIVE));
+            let full_layers = keys.int("max_window_layers", Some(28), 0..=i64::MAX);
             match layer_types(keys, count) {
                 None => (0..layers).map(|i| window.filter(|_| i >= full_layers)).collect(),
                 Some(types) => {

@@ -1,6 +1,6 @@
 //! Rotary position settings, in the form of `rope_scaling` and `rope_theta` or of the newer `rope_parameters`.
 
-use super::read::Keys;
+use super::read::{Keys, POSITIVE};
 use serde_json::{Map, Value};
 
 /// Rotary positions: the angle of pair `i` at position `p` is `p * theta^(-2i / head_dim)`, scaled.
@@ -124,7 +124,7 @@ fn read_table(keys: &mut Keys<'_>, key: &str, map: &Map<String, Value>, theta: f
                     "`{key}.high_freq_factor` ({high}) must be above `low_freq_factor` ({low})"
                 ));
             }
-            let original = inner.int("original_max_position_embeddings", None, 1);
+            let original = inner.int("original_max_position_embeddings", None, POSITIVE);
             RopeScaling::Llama3 {
                 factor,
                 low_freq_factor: low,

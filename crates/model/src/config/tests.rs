@@ -234,6 +234,40 @@ fn each_unsupported_or_inconsistent_setting_has_its_message() {
 }
 
 #[test]
+fn sizes_beyond_any_model_are_refused() {
+    // Whatever is reckoned from the largest sizes fits.
+    let gpt2 = || tiny_json(Architecture::Gpt2);
+    let largest = with(
+        tiny_json(Architecture::Qwen3),
+        &[
+            ("hidden_size", (1 << 20).into()),
+            ("intermediate_size", (1 << 24).into()),
+            ("num_hidden_layers", (1 << 12).into()),
+            ("num_attention_heads", (1 << 12).into()),
+            ("num_key_value_heads", (1 << 12).into()),
+            ("head_dim", (1 << 12).into()),
+            ("vocab_size", i32::MAX.into()),
+        ],
+    );
+    let config = ModelConfig::from_json(&largest).unwrap();
+    assert!(config.num_parameters() > 1 << 58 && config.forward_flops_per_token(1.0) > 1e17);
+    // In a release build these would wrap around, fill the memory with a list of layers, or both.
+    for (key, value, most) in [
+        ("n_layer", json!(1_u64 << 50), 4096_i64),
+        ("n_layer", json!(4097), 4096),
+        ("n_layer", json!(u64::MAX), 4096),
+        ("n_embd", json!(i64::MAX - 1), 1 << 20),
+        ("n_inner", json!(1_i64 << 40), 1 << 24),
+        ("vocab_size", json!(1_i64 << 32), i32::MAX.into()),
+        ("n_positions", json!(1e300), i32::MAX.into()),
+    ] {
+        let found = problems(&with(gpt2(), &[(key, value.clone())]));
+        let expected = format!("`{key}` must be an integer of at most {most}, not {value}");
+        assert_eq!(found[0], expected);
+    }
+}
+
+#[test]
 fn a_file_is_named_in_its_errors() {
     let dir = tempfile::tempdir().unwrap();
     let missing = ModelConfig::from_dir(dir.path()).unwrap_err().to_string();

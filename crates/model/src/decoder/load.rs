@@ -84,15 +84,21 @@ impl Decoder {
             .map(|adapter| attach(adapter, &config, &layout, origin))
             .transpose()?;
         let keep = keeping(dir, loading, &config, &layout, &files, attachment.as_ref())?;
+        // Before memory is taken: a config may ask for any amount, but the files say how much there is.
+        let sources = files.resolve(dir, (&config, given), &layout)?;
         let like = (device, precision);
         let mut params = Params::allocate_for(&layout, loading.ranks, like, |id| keep[id])?;
-        files.fill(dir, (&config, given), &layout, &mut params, |part| {
-            start_of(part, loading.seed)
-        })?;
+        let fresh = |part: &_| start_of(part, loading.seed);
+        files.fill(&config, &layout, &sources, &mut params, fresh)?;
         let (Some(adapter), Some(attachment)) = (adapter, attachment) else {
             return Ok(Self::assemble(config, &layout, params));
         };
         params.set_trainable(|name| attachment.trained.contains(name));
+        // Before memory is taken: an adapter's config may ask for any rank, but its weights say what it is.
+        let values = match loading.adapter_files {
+            Some(files) => values_of(&params, files, &attachment, config.ties_head())?,
+            None => BTreeMap::new(),
+        };
         let ids = add(&mut params, &attachment, loading)?;
         let pissa = matches!(&adapter.method, Method::Lora(lora) if lora.init_lora_weights == InitLora::Pissa);
         let starts = if pissa {
@@ -101,9 +107,7 @@ impl Decoder {
             BTreeMap::new()
         };
         set_magnitudes(&mut params, &attachment, config.is_conv1d())?;
-        if let Some(files) = loading.adapter_files {
-            put(&mut params, files, &attachment, config.ties_head())?;
-        }
+        values.iter().try_for_each(|(name, tensor)| params.put(name, tensor))?;
         let mut decoder = Self::wired((config, &layout), params, &ids, (adapter, attachment))?;
         if let Some(attached) = &mut decoder.attached {
             attached.starts = starts;
@@ -134,9 +138,10 @@ impl Decoder {
             }
         }
         let mut params = self.params.frozen(&attachment.trained)?;
+        let values = values_of(&params, files, &attachment, self.config.ties_head())?;
         let ids = add(&mut params, &attachment, &Loading::default())?;
         set_magnitudes(&mut params, &attachment, self.config.is_conv1d())?;
-        put(&mut params, files, &attachment, self.config.ties_head())?;
+        values.iter().try_for_each(|(name, tensor)| params.put(name, tensor))?;
         let config = self.config.clone();
         Self::wired((config, &layout), params, &ids, (adapter, attachment))
     }
@@ -295,23 +300,20 @@ fn add(
     Ok(ids)
 }
 
-/// Sets the adapter's parameters, and those of the model that were trained beside it.
-fn put(
-    params: &mut Params,
+/// Reads from an adapter's files its parameters, and those of the model that were trained beside it.
+fn values_of(
+    params: &Params,
     files: &AdapterFiles,
     attachment: &Attachment,
     tied: bool,
-) -> Result<()> {
+) -> Result<BTreeMap<String, Tensor>> {
     let added = attachment.blocks.iter().flat_map(|block| &block.parts);
     let mut wanted: Vec<(String, Vec<i64>)> =
         added.map(|part| (part.name.clone(), part.shape.clone())).collect();
     for name in &attachment.trained {
         wanted.push((name.clone(), params.shape(name).unwrap_or_default().to_vec()));
     }
-    for (name, tensor) in files.tensors(&wanted, tied)? {
-        params.put(&name, &tensor)?;
-    }
-    Ok(())
+    files.tensors(&wanted, tied)
 }
 
 /// `PiSSA`: moves the principal part of each weight into `A` and `B`. Returns these as they start, by name.

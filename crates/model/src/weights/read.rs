@@ -23,6 +23,9 @@ struct File {
     tensors: Metadata,
 }
 
+/// For parameters the tensors of files that they come from, by name.
+pub(crate) type Sources<'a> = HashMap<&'a str, &'a str>;
+
 /// The weight files of a model directory. Opening reads headers only; [`tensor`](Self::tensor) reads data.
 #[derive(Debug)]
 pub struct WeightFiles {
@@ -185,17 +188,16 @@ impl WeightFiles {
         Ok(Tensor::f_from_data_size(bytes, &shape, kind)?)
     }
 
-    /// Sets all of `params` from these files, which hold a model with the head `given`. A score that they lack becomes
-    /// what `fresh` gives; a language-model head that `config` does not have is left out.
+    /// Sets all of `params` from the tensors that [`resolve`](Self::resolve) found. What it did not find becomes what `fresh`
+    /// gives.
     pub(crate) fn fill(
         &self,
-        dir: &Path,
-        (config, given): (&ModelConfig, Head),
+        config: &ModelConfig,
         layout: &ModelLayout,
+        sources: &Sources<'_>,
         params: &mut Params,
         fresh: impl Fn(&PartSpec) -> Result<Tensor>,
     ) -> Result<()> {
-        let sources = self.resolve(dir, (config, given), layout)?;
         for (b, block) in layout.blocks.iter().enumerate() {
             for (p, part) in block.parts.iter().enumerate() {
                 let value = match sources.get(part.name.as_str()) {
@@ -216,13 +218,14 @@ impl WeightFiles {
         Ok(())
     }
 
-    /// Which tensor of the files each parameter comes from; every mismatch is an error.
-    fn resolve<'a>(
+    /// Which tensor of the files each parameter comes from; every mismatch is an error. The files hold a model with the head
+    /// `given`: a score that they lack is left to be made, a language-model head that `config` does not have is left out.
+    pub(crate) fn resolve<'a>(
         &'a self,
         dir: &Path,
         (config, given): (&ModelConfig, Head),
         layout: &'a ModelLayout,
-    ) -> Result<HashMap<&'a str, &'a str>> {
+    ) -> Result<Sources<'a>> {
         let mut sources = HashMap::new();
         let (mut missing, mut misshaped) = (Vec::new(), Vec::new());
         for part in layout.blocks.iter().flat_map(|block| &block.parts) {
@@ -286,7 +289,7 @@ impl WeightFiles {
     fn check_tied(
         &self,
         layout: &ModelLayout,
-        sources: &HashMap<&str, &str>,
+        sources: &Sources<'_>,
         unexpected: &mut Vec<String>,
     ) -> Result<()> {
         let embedding = layout.blocks[layout.embedding].parts[0].name.as_str();

@@ -226,6 +226,21 @@ fn damaged_files_are_explained() {
 }
 
 #[test]
+fn a_config_that_asks_for_more_than_the_files_hold_takes_no_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = tiny_json(Architecture::Llama);
+    let model = tiny(Architecture::Llama, &LoadOptions::default());
+    write_as(dir.path(), &model, &config, |name| Some(name.to_owned()));
+    let mut other = config;
+    other["intermediate_size"] = (1 << 24).into();
+    other["vocab_size"] = i32::MAX.into();
+    fs_err::write(dir.path().join("config.json"), other.to_string()).unwrap();
+    let error = load_error(dir.path());
+    let part = "model.embed_tokens.weight has shape [61, 16], the config asks for [2147483647, 16]";
+    assert!(error.contains(part), "{error}");
+}
+
+#[test]
 fn number_types_that_are_no_weights_are_refused() {
     let model = tiny(Architecture::Mistral, &LoadOptions::default());
     let dir = tempfile::tempdir().unwrap();

@@ -116,10 +116,10 @@ impl FourBit {
     /// Sizes, types or devices that do not fit.
     pub fn from_parts(packed: &Tensor, scales: &Scales, code: Code, shape: &[i64]) -> Result<Self> {
         const OP: &str = "FourBit::from_parts";
-        if shape.iter().any(|&size| size < 0) {
+        let product = |numbers: i64, &size: &i64| numbers.checked_mul(size).filter(|_| size >= 0);
+        let Some(numbers) = shape.iter().try_fold(1, product) else {
             return Err(TorchError::argument(OP, format!("no tensor has the shape {shape:?}")));
-        }
-        let numbers: i64 = shape.iter().product();
+        };
         let blocks = blocks_of(numbers, BLOCK);
         let check = |name: &str, tensor: &Tensor, kind: Kind, count: i64| {
             let (size, found) = (tensor.numel() as i64, tensor.kind());

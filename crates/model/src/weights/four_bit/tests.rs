@@ -106,6 +106,11 @@ fn what_does_not_fit_names_file_and_tensor() {
         ("\"shape\"", "\"size\"", "is no quantisation state: missing field `shape`"),
         ("[3, 50]", "[3, 51]", "does not fit the weight: FourBit::from_parts: packed is 75"),
         ("[3, 50]", "[-3, -50]", "does not fit the weight: FourBit::from_parts: no tensor has"),
+        (
+            "[3, 50]",
+            "[4294967296, 4294967296, 9]",
+            "does not fit the weight: FourBit::from_parts: no tensor has",
+        ),
     ] {
         let text = error(&with_state(from, to));
         assert!(text.starts_with(&format!("{state} {problem}")), "{text}");
