@@ -13,11 +13,11 @@ pub fn is_guarded() -> bool {
     GUARDED.get()
 }
 
-/// Runs `read`; a panic in it becomes its message.
+/// Runs `read`; a panic in it becomes its message. Only for code that leaves nothing half-changed behind: reading.
 ///
 /// # Errors
 /// The panic's message.
-pub(crate) fn catching<T>(read: impl FnOnce() -> T) -> Result<T, String> {
+pub fn catching<T>(read: impl FnOnce() -> T) -> Result<T, String> {
     let before = GUARDED.replace(true);
     let outcome = catch_unwind(AssertUnwindSafe(read));
     GUARDED.set(before);

@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use artifact::Digest;
+use artifact::{Digest, guard};
 use serde_json::{Map, Value};
 
 use crate::template::SpecialTokens;
@@ -133,18 +133,15 @@ impl Tokenizer {
 
     /// The ids of [`Self::encode_plain`], faster, for where no offsets are needed.
     pub fn ids_plain(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
-        match &self.words {
+        guarded("tokenise a text", || match &self.words {
             Some(words) => words.encode(&self.plain, text, add_special),
             None => self.plain.encode_fast(text, add_special).map(|e| e.get_ids().to_vec()),
-        }
-        .map_err(cannot_tokenise)
+        })
     }
 
     /// The text of `ids`; bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
-        self.inner
-            .decode(ids, skip_special)
-            .map_err(|error| TokenizerError::Use(format!("cannot decode: {error}")))
+        guarded("decode", || self.inner.decode(ids, skip_special))
     }
 
     /// A decoder that turns ids into text one by one.
@@ -326,7 +323,7 @@ impl Tokenizer {
         plain.set_encode_special_tokens(true);
         let vocab_size =
             inner.get_vocab(true).values().max().map_or(0, |largest| *largest as usize + 1);
-        let words = Words::new(&plain, &json).map(Arc::new);
+        let words = guard::catching(|| Words::new(&plain, &json)).ok().flatten().map(Arc::new);
         let mut tokenizer = Self {
             inner,
             plain,
@@ -387,9 +384,17 @@ fn as_id(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|id| u32::try_from(id).ok())
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the form that map_err takes")]
-fn cannot_tokenise(error: tokenizers::Error) -> TokenizerError {
-    TokenizerError::Use(format!("cannot tokenise a text: {error}"))
+/// Runs a part of the tokenizers library, which panics in the middle of a text where a tokenizer that it has read does not
+/// fit together.
+fn guarded<T>(
+    what: &str,
+    run: impl FnOnce() -> tokenizers::Result<T>,
+) -> Result<T, TokenizerError> {
+    let failed = |why: String| TokenizerError::Use(format!("cannot {what}: {why}"));
+    match guard::catching(run) {
+        Ok(outcome) => outcome.map_err(|error| failed(error.to_string())),
+        Err(panic) => Err(failed(format!("tokenizer.json is damaged ({panic})"))),
+    }
 }
 
 fn encode(
@@ -397,7 +402,7 @@ fn encode(
     text: &str,
     add_special: bool,
 ) -> Result<Encoding, TokenizerError> {
-    let encoding = tokenizer.encode(text, add_special).map_err(cannot_tokenise)?;
+    let encoding = guarded("tokenise a text", || tokenizer.encode(text, add_special))?;
     let special = encoding.get_special_tokens_mask();
     let mut covered = 0;
     let offsets = encoding

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use artifact::atomic;
+use artifact::{atomic, guard};
 use fs_err as fs;
 use serde_json::{Map, Value};
 
@@ -13,6 +13,9 @@ const CONFIG: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
 const SPECIALS: &str = "special_tokens_map.json";
 const GENERATION: &str = "generation_config.json";
+
+/// Tables have an entry for every id, so one id must not fill the memory; no vocabulary is near.
+const LARGEST_ID: u32 = (1 << 24) - 1;
 
 /// The text of a special token as `tokenizer_config.json` writes it: a string, or an object with
 /// `content`.
@@ -57,10 +60,7 @@ fn find(path: &Path) -> Result<(PathBuf, Option<PathBuf>), TokenizerError> {
 pub(super) fn load(path: &Path) -> Result<Tokenizer, TokenizerError> {
     let (file, folder) = find(path)?;
     let json = fs::read(&file)?;
-    let inner = tokenizers::Tokenizer::from_bytes(&json).map_err(|error| TokenizerError::Bad {
-        path: file.clone(),
-        message: format!("not a tokenizer.json that the tokenizers library reads: {error}"),
-    })?;
+    let inner = read(&json).map_err(|message| TokenizerError::Bad { path: file, message })?;
     let Some(folder) = folder else {
         return Tokenizer::from_parts(inner, json, Map::new(), None, None);
     };
@@ -80,6 +80,21 @@ pub(super) fn load(path: &Path) -> Result<Tokenizer, TokenizerError> {
         in_config.map(|value| default_template(&value).map_err(bad)).transpose()?.flatten()
     };
     Tokenizer::from_parts(inner, json, config, generation, template)
+}
+
+/// The tokenizer of a `tokenizer.json`, or what is wrong with it.
+fn read(json: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+    let refused =
+        |why: String| format!("not a tokenizer.json that the tokenizers library reads: {why}");
+    let inner = guard::catching(|| tokenizers::Tokenizer::from_bytes(json))
+        .map_err(&refused)?
+        .map_err(|error| refused(error.to_string()))?;
+    match inner.get_vocab(true).into_iter().find(|(_, id)| *id > LARGEST_ID) {
+        Some((token, id)) => {
+            Err(format!("the token `{token}` has the id {id}; ids up to {LARGEST_ID} are read"))
+        }
+        None => Ok(inner),
+    }
 }
 
 /// The template itself, or the one named `default` in a list of named ones.

@@ -386,11 +386,39 @@ fn what_cannot_be_loaded_is_named() {
     assert!(error(path).starts_with(
         "DIR/tokenizer.json: not a tokenizer.json that the tokenizers library reads: "
     ));
+    let far = r#"{"model": {"type": "WordLevel", "vocab": {"a": 4294967290}, "unk_token": "a"}}"#;
+    fs::write(path.join("tokenizer.json"), far).unwrap();
+    assert_eq!(
+        error(path),
+        "DIR/tokenizer.json: the token `a` has the id 4294967290; ids up to 16777215 are read"
+    );
     small().save(path).unwrap();
     fs::write(path.join("tokenizer_config.json"), "[1]").unwrap();
     assert_eq!(error(path), "DIR/tokenizer_config.json: expected a JSON object");
     fs::write(path.join("tokenizer_config.json"), "{").unwrap();
     assert!(error(path).starts_with("DIR/tokenizer_config.json: not valid JSON: "));
+}
+
+#[test]
+fn where_the_library_panics_there_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.json");
+    let load = |key: &str, part: Value| {
+        let model = json!({"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"});
+        let mut whole = json!({"model": model});
+        whole[key] = part;
+        fs::write(&path, whole.to_string()).unwrap();
+        Tokenizer::load(&path)
+    };
+    let charsmap = json!({"type": "Precompiled", "precompiled_charsmap": "AAA="});
+    let error = load("normalizer", charsmap).unwrap_err().to_string();
+    assert!(error.contains("not a tokenizer.json that the tokenizers library reads"), "{error}");
+    let lost = json!({"type": "TemplateProcessing", "pair": [], "special_tokens": {},
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]});
+    let tokenizer = load("post_processor", lost).unwrap();
+    let error = tokenizer.encode("a", true).unwrap_err().to_string();
+    assert!(error.contains("cannot tokenise a text: tokenizer.json is damaged ("), "{error}");
+    assert_eq!(tokenizer.ids_plain("a", false).unwrap(), [0]);
 }
 
 #[test]
