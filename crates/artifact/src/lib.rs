@@ -15,6 +15,7 @@
 //! | [`guard`] | panics of libraries on damaged input |
 //! | [`mod@columns`] | the names of Parquet columns |
 //! | [`tokens`], [`pairs`] | token rows and pair rows: Parquet with tokenizer and counts in the footer |
+//! | [`parquet_file`] | Parquet files of any columns, from anywhere |
 //! | [`rows`], [`prompts`] | tables of text and numbers |
 //! | [`evaluation`] | what `evaluate` measured |
 //! | [`manifest`], [`run_dir`], [`chain`] | the run directory, its record, and checking it |
@@ -30,10 +31,11 @@ pub mod guard;
 pub mod manifest;
 pub mod mmap;
 pub mod pairs;
-mod parquet_file;
+pub mod parquet_file;
 pub mod prompts;
 pub mod rows;
 pub mod run_dir;
+mod thrift;
 mod token_file;
 pub mod tokens;
 

@@ -1,4 +1,5 @@
-//! Opening and writing Parquet with errors that name the file: shared by token rows and tables.
+//! Opening and writing Parquet with errors that name the file: shared by token rows, tables, and the readers of
+//! files from elsewhere.
 
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -21,7 +22,7 @@ use parquet::file::reader::{ChunkReader, Length};
 
 use crate::atomic::AtomicFile;
 use crate::error::{Error, Result};
-use crate::guard;
+use crate::{guard, thrift};
 
 /// The footer key under which temper keeps its JSON.
 const FOOTER_KEY: &str = "temper";
@@ -68,14 +69,18 @@ impl ParquetSink {
 
 /// A Parquet file open for reading: the footer in memory, row groups read on demand from any thread.
 #[derive(Debug, Clone)]
-pub(crate) struct ParquetSource {
+pub struct ParquetSource {
     path: PathBuf,
     file: SharedFile,
     footer: ArrowReaderMetadata,
 }
 
 impl ParquetSource {
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    /// Opens a file and reads its footer.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is not (whole) Parquet; the file is named.
+    pub fn open(path: &Path) -> Result<Self> {
         let file = fs_err::File::open(path)?;
         let meta = file.metadata()?;
         if meta.is_dir() {
@@ -86,8 +91,9 @@ impl ParquetSource {
             return Err(e.into());
         }
         let file = SharedFile { len: meta.len(), file: Arc::new(file) };
-        let footer = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())
-            .map_err(|e| fault(path, &e))?;
+        check_footer(&file)
+            .map_err(|what| Error::Parquet { path: path.to_path_buf(), what: what.to_owned() })?;
+        let footer = guarded(path, || ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))?;
         check_places(path, &footer, file.len)?;
         Ok(Self { path: path.to_path_buf(), file, footer })
     }
@@ -96,7 +102,8 @@ impl ParquetSource {
         &self.path
     }
 
-    pub(crate) fn schema(&self) -> &Schema {
+    /// The columns and their types.
+    pub fn schema(&self) -> &Schema {
         self.footer.schema()
     }
 
@@ -110,7 +117,8 @@ impl ParquetSource {
         (0..self.num_groups()).map(|group| self.group_rows(group) as u64).sum()
     }
 
-    pub(crate) fn num_groups(&self) -> usize {
+    /// How many row groups.
+    pub fn num_groups(&self) -> usize {
         self.footer.metadata().num_row_groups()
     }
 
@@ -118,22 +126,23 @@ impl ParquetSource {
         usize::try_from(self.footer.metadata().row_group(group).num_rows()).unwrap_or(0)
     }
 
-    /// The batches of one row group.
-    pub(crate) fn batches(
+    /// The batches of one row group, of at most `rows_at_once` rows each.
+    ///
+    /// # Errors
+    /// If the group cannot be read; so says each batch that cannot be.
+    pub fn batches(
         &self,
         group: usize,
         rows_at_once: usize,
     ) -> Result<impl Iterator<Item = Result<RecordBatch>> + use<>> {
-        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(
-            self.file.clone(),
-            self.footer.clone(),
-        );
-        let reader = builder
-            .with_row_groups(vec![group])
-            .with_batch_size(rows_at_once.max(1))
-            .build()
-            .map_err(|e| fault(&self.path, &e))?;
-        let (path, mut reader) = (self.path.clone(), reader);
+        let (file, footer) = (self.file.clone(), self.footer.clone());
+        let mut reader = guarded(&self.path, || {
+            ParquetRecordBatchReaderBuilder::new_with_metadata(file, footer)
+                .with_row_groups(vec![group])
+                .with_batch_size(rows_at_once.max(1))
+                .build()
+        })?;
+        let path = self.path.clone();
         let fail = move |what| Error::Parquet { path: path.clone(), what };
         Ok(std::iter::from_fn(move || match guard::catching(|| reader.next()) {
             Ok(batch) => batch.map(|batch| batch.map_err(|e| fail(e.to_string()))),
@@ -152,6 +161,19 @@ impl ParquetSource {
     }
 }
 
+/// Refuses a footer that the library would not come to an end with. What is no footer at all is left to the library's words.
+fn check_footer(file: &SharedFile) -> std::result::Result<(), &'static str> {
+    const TAIL: u64 = 8;
+    let read = |back: u64, length: usize| {
+        file.len.checked_sub(back).and_then(|start| file.get_bytes(start, length).ok())
+    };
+    let Some(tail) = read(TAIL, TAIL as usize).filter(|tail| tail.ends_with(b"PAR1")) else {
+        return Ok(());
+    };
+    let length = tail.iter().take(4).rev().fold(0, |length, &byte| length << 8 | u64::from(byte));
+    read(length + TAIL, length as usize).map_or(Ok(()), |footer| thrift::check(&footer))
+}
+
 /// Refuses a footer that places columns where they cannot be: the library would panic when it came to read them.
 fn check_places(path: &Path, footer: &ArrowReaderMetadata, len: u64) -> Result<()> {
     for column in footer.metadata().row_groups().iter().flat_map(RowGroupMetaData::columns) {
@@ -165,6 +187,14 @@ fn check_places(path: &Path, footer: &ArrowReaderMetadata, len: u64) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Runs a part of the Parquet library, which panics on some damaged files; its errors and panics name the file.
+fn guarded<T>(path: &Path, read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T> {
+    match guard::catching(read) {
+        Ok(outcome) => outcome.map_err(|e| fault(path, &e)),
+        Err(panic) => Err(Error::Parquet { path: path.to_path_buf(), what: panic }),
+    }
 }
 
 /// An error of the Parquet library as ours; an I/O error inside it keeps its own words.
@@ -219,6 +249,41 @@ impl Read for ReadFrom {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.file.file().read_at(buffer, self.at)?;
         self.at += n as u64;
+        // The library takes what is missing at the end for passed over, and goes on to the end of a list of any length.
+        if n == 0 && !buffer.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_footer_that_the_library_would_not_come_to_an_end_with_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.parquet");
+        // A field that no footer has: two billion truth values.
+        let footer = b"\x09\x28\xf1\xff\xff\xff\xff\x07\x00";
+        let bytes = [b"PAR1", &footer[..], &(footer.len() as u32).to_le_bytes(), b"PAR1"].concat();
+        fs_err::write(&path, bytes).unwrap();
+        let error = ParquetSource::open(&path).unwrap_err().to_string();
+        assert!(error.starts_with(&path.display().to_string()), "{error}");
+        assert!(error.contains("its footer has a list of truth values"), "{error}");
+    }
+
+    #[test]
+    fn reading_beyond_the_end_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        fs_err::write(&path, b"abc").unwrap();
+        let file = SharedFile { file: Arc::new(fs_err::File::open(&path).unwrap()), len: 3 };
+        let mut reader = file.get_read(1).unwrap();
+        let mut buffer = [0; 2];
+        reader.read_exact(&mut buffer).unwrap();
+        assert_eq!(&buffer, b"bc");
+        assert_eq!(reader.read(&mut buffer).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

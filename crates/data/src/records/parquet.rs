@@ -8,8 +8,8 @@ use arrow::datatypes::{
     DataType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type,
     UInt16Type, UInt32Type, UInt64Type,
 };
-use fs_err as fs;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use artifact::Error;
+use artifact::parquet_file::ParquetSource;
 use serde_json::{Map, Number, Value};
 
 use super::{FileRecords, Origin, Record, RecordError};
@@ -18,18 +18,19 @@ use super::{FileRecords, Origin, Record, RecordError};
 const BATCH_ROWS: usize = 256;
 
 pub(super) fn open(path: &Path) -> Result<FileRecords, RecordError> {
-    let file = fs::File::open(path)
-        .map_err(|source| RecordError::Io { path: path.to_owned(), source })?
-        .into_parts()
-        .0;
     let name: Arc<Path> = Arc::from(path);
     let bad = {
         let name = Arc::clone(&name);
-        move |message: String| RecordError::Parquet { path: name.to_path_buf(), message }
+        move |error: Error| match error {
+            Error::Io(source) => RecordError::Io { path: name.to_path_buf(), source },
+            Error::Parquet { what, .. } => {
+                RecordError::Parquet { path: name.to_path_buf(), message: what }
+            }
+            other => RecordError::Parquet { path: name.to_path_buf(), message: other.to_string() },
+        }
     };
-    let builder =
-        ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| bad(error.to_string()))?;
-    for field in builder.schema().fields() {
+    let source = ParquetSource::open(path).map_err(&bad)?;
+    for field in source.schema().fields() {
         if !supported(field.data_type()) {
             return Err(RecordError::ColumnType {
                 path: path.to_owned(),
@@ -38,11 +39,17 @@ pub(super) fn open(path: &Path) -> Result<FileRecords, RecordError> {
             });
         }
     }
-    let reader =
-        builder.with_batch_size(BATCH_ROWS).build().map_err(|error| bad(error.to_string()))?;
     let mut first = 1;
-    Ok(Box::new(reader.flat_map(move |batch| match batch {
-        Err(error) => vec![Err(bad(error.to_string()))],
+    let groups = (0..source.num_groups()).map(move |group| source.batches(group, BATCH_ROWS));
+    // A group that cannot be opened is one batch that cannot be read.
+    let batches = groups.flat_map(|batches| -> Box<dyn Iterator<Item = _> + Send> {
+        match batches {
+            Ok(batches) => Box::new(batches),
+            Err(error) => Box::new(std::iter::once(Err(error))),
+        }
+    });
+    Ok(Box::new(batches.flat_map(move |batch| match batch {
+        Err(error) => vec![Err(bad(error))],
         Ok(batch) => {
             let rows = to_records(&batch, &name, first);
             first += batch.num_rows() as u64;
