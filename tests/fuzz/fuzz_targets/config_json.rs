@@ -12,7 +12,8 @@ fuzz_target!(|bytes: &[u8]| {
         let _ = (config.num_parameters(), config.num_embedding_parameters());
         let _ = config.forward_flops_per_token(1024.0);
         // What is written is read again, and means the same but for the keys that it completes.
-        let again = ModelConfig::from_json(&config.to_hf_json(Precision::Fp32)).expect("its own config");
+        let again =
+            ModelConfig::from_json(&config.to_hf_json(Precision::Fp32)).expect("its own config");
         assert_eq!(again.to_hf_json(Precision::Fp32), config.to_hf_json(Precision::Fp32));
         assert_eq!(again.num_parameters(), config.num_parameters());
     }

@@ -11,14 +11,8 @@ use temper_fuzz::{readable, write};
 
 const NAMES: [&str; 8] =
     ["r.jsonl", "r.json", "r.csv", "r.tsv", "r.txt", "r.jsonl.gz", "r.jsonl.zst", "r.jsonl"];
-const KINDS: [Kind; 6] = [
-    Kind::Text,
-    Kind::Chat,
-    Kind::Completion,
-    Kind::Preference,
-    Kind::Prompt,
-    Kind::PromptPlain,
-];
+const KINDS: [Kind; 6] =
+    [Kind::Text, Kind::Chat, Kind::Completion, Kind::Preference, Kind::Prompt, Kind::PromptPlain];
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((form, bytes)) = bytes.split_first() else { return };
@@ -31,7 +25,8 @@ fuzz_target!(|bytes: &[u8]| {
         _ => TextUnit::Until("--".to_owned()),
     };
     let field = (form & 0x40 != 0).then(|| "data".to_owned());
-    let options = ReadOptions { by_key: form & 0x80 != 0, text_unit, field, ..ReadOptions::default() };
+    let options =
+        ReadOptions { by_key: form & 0x80 != 0, text_unit, field, ..ReadOptions::default() };
     let Some(source) = readable(Source::open(&[path.to_str().expect("a name")], &options)) else {
         return;
     };

@@ -45,7 +45,11 @@ fn with_header(bytes: &[u8]) -> Vec<u8> {
     let mut parts = bytes.splitn(2, |byte| *byte == 0xff);
     let (header, data) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let value: serde_json::Value = serde_json::from_slice(header).unwrap_or_default();
-    let ends = value.as_object().into_iter().flatten().filter_map(|(_, it)| it["data_offsets"][1].as_u64());
+    let ends = value
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(_, it)| it["data_offsets"][1].as_u64());
     let wanted = ends.max().filter(|end| *end < 1 << 20).unwrap_or_default();
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend_from_slice(header);

@@ -6,7 +6,8 @@ use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 use temper_fuzz::mutate::{self, Parts};
 use temper_fuzz::{allow_guarded_panics, folder, readable, write};
 
-const TEXTS: [&str; 4] = ["Hello, 세상! 123\n", "", "<|user|>\u{0}\u{10FFFF}", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!"];
+const TEXTS: [&str; 4] =
+    ["Hello, 세상! 123\n", "", "<|user|>\u{0}\u{10FFFF}", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!"];
 
 fuzz_target!(init: allow_guarded_panics(), |bytes: &[u8]| {
     // Both files, with a byte that no JSON has between them.

@@ -13,8 +13,20 @@ pub struct Parts {
 }
 
 /// Texts that mean something somewhere.
-const TEXTS: [&str; 12] =
-    ["", "a", "..", "../../x", "/etc/passwd", "\u{0}", "한", "\u{10FFFF}", " ", "(a+)+$", "NaN", "{}"];
+const TEXTS: [&str; 12] = [
+    "",
+    "a",
+    "..",
+    "../../x",
+    "/etc/passwd",
+    "\u{0}",
+    "한",
+    "\u{10FFFF}",
+    " ",
+    "(a+)+$",
+    "NaN",
+    "{}",
+];
 
 /// Changes the input in place and returns its new length: one part as a tree where it is JSON, else the bytes.
 pub fn json(data: &mut [u8], size: usize, max_size: usize, seed: u32, parts: Parts) -> usize {
