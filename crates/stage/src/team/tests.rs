@@ -175,7 +175,7 @@ fn what_a_killed_job_left_is_not_taken_for_this_one_and_goes() {
     fs::create_dir(&open).unwrap();
     fs::copy(closed.join("job"), open.join("job")).unwrap();
     let other = start(dir.path(), 1, 2, work);
-    thread::sleep(Duration::from_millis(200));
+    sleep(Duration::from_millis(200));
     let first = start(dir.path(), 0, 2, work);
     for one in [first, other] {
         one.join().unwrap().unwrap();
@@ -203,7 +203,7 @@ fn only_a_process_of_this_machine_is_known_to_be_dead() {
         serde_json::from_value(card(child.id(), false)).unwrap(),
     );
     // A zombie until somebody asks, then nothing.
-    thread::sleep(Duration::from_millis(300));
+    sleep(Duration::from_millis(300));
     assert!(here.is_dead() && !elsewhere.is_dead());
     child.wait().unwrap();
     assert!(here.is_dead() && !elsewhere.is_dead());
