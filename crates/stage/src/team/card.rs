@@ -131,8 +131,10 @@ fn find(folder: &Path, rank: usize) -> anyhow::Result<Option<Card>> {
     let first = format!("{rank}-");
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with(&first) && name.ends_with(".card") {
+        let name = entry.file_name();
+        // One that is still being written has another end.
+        let is_whole = Path::new(&name).extension().is_some_and(|end| end == "card");
+        if is_whole && name.as_encoded_bytes().starts_with(first.as_bytes()) {
             return Ok(Some(serde_json::from_slice(&fs::read(entry.path())?)?));
         }
     }

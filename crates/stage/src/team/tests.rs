@@ -81,7 +81,7 @@ fn each_piece_is_claimed_once_and_parts_arrive() {
     }
     let dir = tempfile::tempdir().unwrap();
     let ended = all(dir.path(), &[work, work, work]);
-    let expected: String = (0..60).map(|piece| format!("{piece} ")).collect();
+    let expected = (0..60).fold(String::new(), |all, piece| format!("{all}{piece} "));
     assert_eq!(ended[0].as_ref().unwrap(), &expected);
     assert!(ended.iter().all(Result::is_ok));
     // Nothing is left of it.
