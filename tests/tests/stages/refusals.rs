@@ -55,11 +55,6 @@ const IMPOSSIBLE: [(&str, &str, &str); 34] = [
     ("train.micro_batch_tokens", "0", "must be at least 1, got 0"),
     ("train.checkpointing_interval", "0", "must be at least 1, got 0"),
     ("train.log_every_steps", "0", "must be at least 1, got 0"),
-    (
-        "train.zero_stage",
-        "2",
-        "must be 0 or 1, got 2: sampling needs the whole policy in every process",
-    ),
     ("train.checkpoint.save_total_limit", "0", "must be at least 1, got 0"),
     ("eval.max_prompts", "0", "must be at least 1, got 0"),
     ("samples.every_steps", "0", "must be at least 1, got 0"),
@@ -82,6 +77,11 @@ const IMPOSSIBLE: [(&str, &str, &str); 34] = [
     ("ppo.target_kl", "0", "must be above 0, got 0"),
     ("train.optimizer.learning_rate", "0", "must be above 0, got 0"),
     ("train.schedule.constant.warmup_ratio", "2", "must be from 0 to 1, got 2"),
+    (
+        "train.zero_stage",
+        "2",
+        "must be 0 or 1, got 2: sampling needs the whole policy in every process",
+    ),
     ("reward.missing_eos_score", "inf", "is given beside missing_eos_penalty; leave one out"),
 ];
 
