@@ -1,7 +1,7 @@
 mod divided;
 
 use std::net::TcpListener;
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 
 use model::division::slice;
@@ -28,6 +28,9 @@ fn in_ranks<T: Send + 'static>(
     size: usize,
     f: impl Fn(&World) -> T + Send + Clone + 'static,
 ) -> Vec<T> {
+    // Several jobs at a time in one process are no case that there is.
+    static ONE_JOB: Mutex<()> = Mutex::new(());
+    let _job = ONE_JOB.lock().unwrap_or_else(PoisonError::into_inner);
     let port = free_port();
     let rank = |rank| {
         let f = f.clone();
