@@ -47,6 +47,7 @@ fn build(libtorch: &Path) {
         "linear",
         "four_bit",
         "collective",
+        "nccl",
     ] {
         shim.file(format!("{SHIM}/{file}.cpp"));
     }

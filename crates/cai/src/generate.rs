@@ -26,7 +26,7 @@ pub(crate) const INFO: Info = Info {
     reads: "a model, prompt rows, a constitution",
     writes: "data/revisions.parquet (prompt, initial, each round's principle, critique and revision, final, stopped), data/revised/train.parquet (token rows to train on), tokenizer/, manifest.json",
     example: "cai generate --config configs/cai-generate.toml --set generate.rounds=4",
-    parallel: false,
+    parallel: stage::Parallel::No,
 };
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]

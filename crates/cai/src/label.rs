@@ -25,7 +25,7 @@ pub(crate) const INFO: Info = Info {
     reads: "a model, prompt rows, a constitution; optionally other models that give the second answer and that judge",
     writes: "data/labels.parquet (prompt, both answers, probability), data/preferences/{train,validation}.parquet (pair rows for reward), tokenizer/, manifest.json",
     example: "cai label --config configs/cai-label.toml --set label.principles_per_pair=4",
-    parallel: false,
+    parallel: stage::Parallel::No,
 };
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]

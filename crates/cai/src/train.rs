@@ -22,7 +22,7 @@ pub(crate) const INFO: Info = Info {
     reads: "a model; token rows of revisions, made by cai generate; token rows to mix in; prompt rows to evaluate on",
     writes: "model/ in Hugging Face layout (with [peft] adapter/ in PEFT's), checkpoints/, metrics.jsonl, tensorboard/, samples.parquet (answers before and after), manifest.json",
     example: "cai train --config configs/cai-train.toml --set mix.helpful_share=0.7",
-    parallel: true,
+    parallel: stage::Parallel::Tensors,
 };
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature that stage::main calls")]

@@ -51,7 +51,7 @@ const INFO: Info = Info {
     reads: "text, JSON, CSV or Parquet files, plain or compressed; or the quickstart's generator",
     writes: "tokenizer/, data/<set>/{train,validation,prompts,train-prompts}.parquet, manifest.json",
     example: "data-prep --config configs/data-prep.toml --set tokenizer.train.vocab_size=4096",
-    parallel: true,
+    parallel: stage::Parallel::Files,
 };
 
 /// The most tokens of a line that the preview shows.

@@ -51,7 +51,7 @@ const INFO: Info = Info {
     reads: "Hugging Face directories or run directories with models; text, prompts, questions, pairs",
     writes: "results.json, results.parquet, samples.parquet, tensorboard/, manifest.json",
     example: "evaluate --config configs/evaluate.toml --set tests.instructions.generation.max_items=50",
-    parallel: false,
+    parallel: stage::Parallel::No,
 };
 
 fn main() -> ExitCode {

@@ -29,7 +29,7 @@ const INFO: Info = Info {
     reads: "a Hugging Face directory or run directory with a model; token rows and prompt rows, made by data-prep",
     writes: "model/ in Hugging Face layout (with [peft] adapter/ in PEFT's), checkpoints/, metrics.jsonl, tensorboard/, samples.parquet, manifest.json",
     example: "finetune --config configs/finetune.toml --set train.epochs=2\n         finetune try --help    answers with what was trained",
-    parallel: true,
+    parallel: stage::Parallel::Tensors,
 };
 
 fn main() -> ExitCode {

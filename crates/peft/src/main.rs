@@ -46,7 +46,7 @@ const INFO: Info = Info {
               \x20        peft convert --help    writes a model in 4 bits or in full, or an adapter anew\n\
               \x20        peft info --help       says what an adapter or a model is\n\
               \x20        peft table --help      compares finished runs",
-    parallel: true,
+    parallel: stage::Parallel::Tensors,
 };
 
 /// `configs/peft.toml`: as `configs/finetune.toml`, and `[peft]` is required.

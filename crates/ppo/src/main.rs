@@ -44,7 +44,7 @@ const INFO: Info = Info {
     reads: "a Hugging Face directory or run directory with a model; prompt rows; a reward model",
     writes: "model/ in Hugging Face layout (with [peft] adapter/ in PEFT's), checkpoints/, metrics.jsonl, tensorboard/, samples.parquet, manifest.json",
     example: "ppo --config configs/ppo.toml --set kl.coef.fixed=0.1",
-    parallel: true,
+    parallel: stage::Parallel::Tensors,
 };
 
 fn main() -> ExitCode {

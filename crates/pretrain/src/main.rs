@@ -31,7 +31,7 @@ const INFO: Info = Info {
     reads: "token rows of text, made by data-prep; with model.path a Hugging Face directory or run directory",
     writes: "model/ in Hugging Face layout (with [peft] adapter/ in PEFT's), checkpoints/, metrics.jsonl, tensorboard/, manifest.json",
     example: "pretrain --config configs/pretrain.toml --set train.optimizer.learning_rate=1e-3",
-    parallel: true,
+    parallel: stage::Parallel::Tensors,
 };
 
 fn main() -> ExitCode {

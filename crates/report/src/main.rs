@@ -35,7 +35,7 @@ const INFO: Info = Info {
     reads: "run directories, finished or not, and what evaluate measured",
     writes: "report.html, manifest.json",
     example: "report --set 'runs={mine=[\"runs/mine\"]}' --out runs/mine/report",
-    parallel: false,
+    parallel: stage::Parallel::No,
 };
 
 fn main() -> ExitCode {

@@ -41,7 +41,7 @@ const INFO: Info = Info {
     reads: "a Hugging Face directory or run directory with a model; pair rows, made by data-prep",
     writes: "model/ in Hugging Face layout (with [peft] adapter/ in PEFT's), checkpoints/, metrics.jsonl, tensorboard/, samples.parquet, manifest.json",
     example: "reward --config configs/reward.toml\n         reward score --help    scores the responses of a Parquet file",
-    parallel: true,
+    parallel: stage::Parallel::Tensors,
 };
 
 fn main() -> ExitCode {

@@ -31,7 +31,7 @@ const INFO: Info = Info {
     reads: "a Hugging Face directory or run directory with a model; token rows, made by data-prep",
     writes: "model/ in Hugging Face layout (with [peft] adapter/ in PEFT's), checkpoints/, metrics.jsonl, tensorboard/, manifest.json",
     example: "sft --config configs/sft.toml --set train.optimizer.learning_rate=3e-5",
-    parallel: true,
+    parallel: stage::Parallel::Tensors,
 };
 
 fn main() -> ExitCode {

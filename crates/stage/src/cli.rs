@@ -8,6 +8,7 @@ use clap::{Arg, ArgAction, Command, value_parser};
 
 use crate::config::Override;
 use crate::device::DeviceSpec;
+use crate::layout::Backend;
 use crate::options::{DEVICE, VERBOSE};
 
 /// What a stage is, for `--help`.
@@ -24,8 +25,19 @@ pub struct Info {
     pub writes: &'static str,
     /// A command line that works.
     pub example: &'static str,
-    /// Whether several processes can run it together.
-    pub parallel: bool,
+    /// How several processes can run it together.
+    pub parallel: Parallel,
+}
+
+/// How several processes work together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parallel {
+    /// They cannot.
+    No,
+    /// By files in the run directory.
+    Files,
+    /// By sums of tensors.
+    Tensors,
 }
 
 /// The command line, parsed.
@@ -38,6 +50,7 @@ pub(crate) struct Args {
     pub(crate) resume: bool,
     /// How long to wait for another process of the job that does nothing.
     pub(crate) patience: Duration,
+    pub(crate) backend: Option<Backend>,
     pub(crate) check: bool,
     pub(crate) verbose: u8,
 }
@@ -99,14 +112,23 @@ fn command(info: &Info) -> Command {
                 .action(ArgAction::Count)
                 .help(VERBOSE),
         );
-    if !info.parallel {
+    if info.parallel == Parallel::No {
         return command;
     }
-    command.arg(
+    let command = command.arg(
         flag("rank-timeout", "SECONDS")
             .value_parser(value_parser!(u64).range(1..))
             .default_value("600")
             .help("Under torchrun: how long to wait for a process that does nothing"),
+    );
+    if info.parallel == Parallel::Files {
+        return command;
+    }
+    command.arg(
+        flag("ddp-backend", "BACKEND")
+            .value_parser(value_parser!(Backend))
+            .hide_possible_values(true)
+            .help("Under torchrun: nccl or gloo sums over the processes [default: nccl on GPUs, else gloo]"),
     )
 }
 
@@ -131,10 +153,14 @@ pub(crate) fn parse(info: &Info, args: &[OsString]) -> Result<Args, clap::Error>
         overrides,
         device: found.remove_one("device").unwrap_or_default(),
         resume: found.remove_one::<String>("resume").as_deref() != Some("never"),
-        patience: if info.parallel {
-            Duration::from_secs(found.remove_one("rank-timeout").unwrap_or(600))
-        } else {
+        patience: if info.parallel == Parallel::No {
             Duration::ZERO
+        } else {
+            Duration::from_secs(found.remove_one("rank-timeout").unwrap_or(600))
+        },
+        backend: match info.parallel {
+            Parallel::Tensors => found.remove_one("ddp-backend"),
+            Parallel::No | Parallel::Files => None,
         },
         check: found.get_flag("check"),
         verbose: found.get_count("verbose"),
@@ -151,7 +177,7 @@ mod tests {
         reads: "a model and token rows",
         writes: "a model",
         example: "sft --config configs/sft.toml --set seed=7",
-        parallel: true,
+        parallel: Parallel::Tensors,
     };
 
     fn parse_words(words: &str) -> Result<Args, clap::Error> {
@@ -170,7 +196,8 @@ mod tests {
     #[test]
     fn every_flag_is_read() {
         let args = parse_words(
-            "--config a.toml --set x.y=1 --set z=abc --out runs/b --device cuda:1 --resume never --check -vv",
+            "--config a.toml --set x.y=1 --set z=abc --out runs/b --device cuda:1 --resume never --check -vv \
+             --rank-timeout 9 --ddp-backend gloo",
         )
         .unwrap();
         assert_eq!(args.config, PathBuf::from("a.toml"));
@@ -179,6 +206,7 @@ mod tests {
         assert_eq!(args.device, DeviceSpec::Cuda(1));
         assert!(!args.resume && args.check);
         assert_eq!(args.verbose, 2);
+        assert_eq!((args.patience, args.backend), (Duration::from_secs(9), Some(Backend::Gloo)));
     }
 
     #[test]
@@ -194,6 +222,10 @@ mod tests {
             (
                 "--device gpu",
                 "error: invalid value 'gpu' for '--device <DEVICE>': `gpu` is not a device; use auto, cpu or cuda:N (cuda:0 is the first GPU)",
+            ),
+            (
+                "--ddp-backend mpi",
+                "error: invalid value 'mpi' for '--ddp-backend <BACKEND>'\n  [possible values: nccl, gloo]",
             ),
             (
                 "--resume maybe",
@@ -224,6 +256,7 @@ mod tests {
               --check                   Checks the configuration, prints the plan and exits
           -v, --verbose...              Log more; -vv logs everything
               --rank-timeout <SECONDS>  Under torchrun: how long to wait for a process that does nothing [default: 600]
+              --ddp-backend <BACKEND>   Under torchrun: nccl or gloo sums over the processes [default: nccl on GPUs, else gloo]
           -h, --help                    Print help
           -V, --version                 Print version
 

@@ -21,6 +21,17 @@ pub struct Layout {
     pub attempt: String,
     /// How long to wait for a rank that does nothing.
     pub patience: Duration,
+    /// What sums over the processes, where the user has said.
+    pub backend: Option<Backend>,
+}
+
+/// What sums tensors over processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Backend {
+    /// From GPU to GPU.
+    Nccl,
+    /// In the host's memory.
+    Gloo,
 }
 
 impl Default for Layout {
@@ -34,6 +45,7 @@ impl Default for Layout {
             served: false,
             attempt: String::new(),
             patience: Duration::from_mins(10),
+            backend: None,
         }
     }
 }
@@ -79,6 +91,7 @@ impl Layout {
             served: variable("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|text| text == "True"),
             attempt: variable("TORCHELASTIC_RESTART_COUNT").unwrap_or_default(),
             patience,
+            backend: None,
         })
     }
 
@@ -147,6 +160,7 @@ mod tests {
             served: true,
             attempt: "2".to_owned(),
             patience: Duration::from_secs(5),
+            backend: None,
         };
         assert_eq!(layout, expected);
         assert!(!layout.is_first() && layout.is_shared());

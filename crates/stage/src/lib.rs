@@ -31,7 +31,7 @@
 //!
 //! const INFO: stage::Info = stage::Info {
 //!     name: "count", about: "Counts rows.", reads: "nothing", writes: "nothing",
-//!     example: "count --set rows=3", parallel: false,
+//!     example: "count --set rows=3", parallel: stage::Parallel::No,
 //! };
 //!
 //! fn main() -> std::process::ExitCode {
@@ -68,13 +68,13 @@ mod progress;
 mod run;
 mod team;
 
-pub use cli::Info;
+pub use cli::{Info, Parallel};
 pub use config::{Describe, Paths, StageConfig};
 pub use context::Context;
 pub use device::DeviceSpec;
 pub use error::{ErrorExt, Hint, UsageError, report};
 pub use interrupt::{Interrupt, Interrupted, Signal};
-pub use layout::Layout;
+pub use layout::{Backend, Layout};
 pub use memory::{peak_rss_bytes, rss_bytes};
 pub use metrics::Metrics;
 pub use options::{Running, Verbosity};

@@ -8,14 +8,14 @@ use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context as _;
 use artifact::{FORMAT_VERSION, Manifest, RunDir};
 use serde_json::{Map, Value};
 
 use crate::card;
-use crate::cli::{self, Args, Info};
+use crate::cli::{self, Args, Info, Parallel};
 use crate::config::{self, Describe, Loaded, Paths, StageConfig};
 use crate::context::Context;
 use crate::error::{Hint, UsageError, exit_code, report};
@@ -85,7 +85,7 @@ fn guarded(verbose: u8, run: impl FnOnce() -> anyhow::Result<()>) -> u8 {
 
 fn execute<C: StageConfig>(info: &Info, run: Run<C::Plan>, args: &Args) -> anyhow::Result<()> {
     let clock = Clock::start();
-    let layout = find_layout(info, args.patience)?;
+    let layout = find_layout(info, args)?;
     let loaded: Loaded<C> = config::load(info.name, &args.config, &args.overrides)?;
     let (toml, json) = (loaded.to_toml()?, loaded.to_json()?);
     let (seed, out) = (loaded.seed, loaded.out);
@@ -126,9 +126,9 @@ fn execute<C: StageConfig>(info: &Info, run: Run<C::Plan>, args: &Args) -> anyho
 }
 
 /// Which process this is of how many, if the stage can have several.
-fn find_layout(info: &Info, patience: Duration) -> anyhow::Result<Layout> {
-    let layout = Layout::from_env(patience)?;
-    if layout.is_shared() && !info.parallel {
+fn find_layout(info: &Info, args: &Args) -> anyhow::Result<Layout> {
+    let layout = Layout { backend: args.backend, ..Layout::from_env(args.patience)? };
+    if layout.is_shared() && info.parallel == Parallel::No {
         let what = format!("{} runs in one process, but WORLD_SIZE is {}", info.name, layout.size);
         let hint = "start it by itself, without torchrun, or unset WORLD_SIZE";
         return Err(UsageError::new(Hint::new(anyhow::anyhow!(what), hint)).into());

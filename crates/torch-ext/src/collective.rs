@@ -1,7 +1,7 @@
 //! Processes that train together: a key-value store to meet at, and sums and copies of tensors over all of them.
 //!
-//! The store is c10d's `TCPStore`, which `torchrun` serves as well; the collectives are Gloo's, for CPU tensors. Every rank calls
-//! the same collectives in the same order with tensors of the same shape and kind. A sum adds in an order that depends on
+//! The store is c10d's `TCPStore`, which `torchrun` serves as well; the collectives are Gloo's for CPU tensors and NCCL's for CUDA
+//! tensors ([`Nccl`]). Every rank calls the same collectives in the same order with tensors of the same shape and kind. A sum adds in an order that depends on
 //! the number of ranks and the tensor's size alone, and every rank gets the same bits.
 
 use std::ffi::{CString, c_char, c_void};
@@ -11,6 +11,10 @@ use std::time::Duration;
 use tch::Tensor;
 
 use crate::{Result, TorchError, ffi};
+
+mod nccl;
+
+pub use nccl::Nccl;
 
 const STORE: &str = "store";
 
@@ -118,9 +122,13 @@ pub struct Group {
 }
 
 #[derive(Debug)]
-struct RawGroup(*mut c_void);
+struct RawGroup {
+    raw: *mut c_void,
+    /// Whether an operation can be waited for with a time and then again.
+    polls: bool,
+}
 
-// SAFETY: Gloo's group runs operations on threads of its own and takes locks to start them.
+// SAFETY: Gloo's group runs operations on threads of its own and takes locks to start them; NCCL's is behind a lock.
 unsafe impl Send for RawGroup {}
 // SAFETY: as above; that all ranks begin operations in one order is the callers' part and no matter of memory.
 unsafe impl Sync for RawGroup {}
@@ -128,7 +136,7 @@ unsafe impl Sync for RawGroup {}
 impl Drop for RawGroup {
     fn drop(&mut self) {
         // SAFETY: owned, and dropped once.
-        unsafe { ffi::te_group_free(self.0) }
+        unsafe { ffi::te_group_free(self.raw) }
     }
 }
 
@@ -138,16 +146,22 @@ impl Group {
     /// # Errors
     /// A rank does not come in time; no connection to it.
     pub fn gloo(store: &Store, rank: usize, size: usize, timeout: Duration) -> Result<Self> {
-        let number = |n: usize| {
-            i32::try_from(n).map_err(|_| TorchError::argument("group", "too many ranks"))
-        };
-        let mut raw = std::ptr::null_mut();
+        let (own, all) = (number(rank)?, number(size)?);
         // SAFETY: borrows the store; `raw` receives an owned group on success.
-        let message = unsafe {
-            ffi::te_group_gloo(store.0, number(rank)?, number(size)?, millis(timeout), &raw mut raw)
-        };
-        ffi::check("group", message)?;
-        Ok(Self { raw: Arc::new(RawGroup(raw)), rank, size })
+        Self::connect(rank, size, false, |raw| unsafe {
+            ffi::te_group_gloo(store.0, own, all, millis(timeout), raw)
+        })
+    }
+
+    fn connect(
+        rank: usize,
+        size: usize,
+        polls: bool,
+        start: impl FnOnce(*mut *mut c_void) -> *mut c_char,
+    ) -> Result<Self> {
+        let mut raw = std::ptr::null_mut();
+        ffi::check("group", start(&raw mut raw))?;
+        Ok(Self { raw: Arc::new(RawGroup { raw, polls }), rank, size })
     }
 
     /// This process's number.
@@ -162,10 +176,10 @@ impl Group {
         self.size
     }
 
-    /// Begins to put the reduction of all ranks' `tensor` (contiguous, on the CPU) in its place, in every rank.
+    /// Begins to put the reduction of all ranks' `tensor` (contiguous, where the group's are) in its place, in every rank.
     ///
     /// # Errors
-    /// A tensor that Gloo does not take.
+    /// A tensor that the group does not take.
     pub fn all_reduce(&self, tensor: &Tensor, how: Reduction) -> Result<Work> {
         let op = match how {
             Reduction::Sum => 0,
@@ -173,18 +187,18 @@ impl Group {
         };
         // SAFETY: borrows group and tensor; the operation keeps its own reference to the tensor.
         self.begin("all_reduce", |out| unsafe {
-            ffi::te_group_all_reduce(self.raw.0, ffi::ptr(tensor), op, out)
+            ffi::te_group_all_reduce(self.raw.raw, ffi::ptr(tensor), op, out)
         })
     }
 
-    /// Begins to put rank `root`'s `tensor` (contiguous, on the CPU) in the place of every other rank's.
+    /// Begins to put rank `root`'s `tensor` (contiguous, where the group's are) in the place of every other rank's.
     ///
     /// # Errors
     /// As [`all_reduce`](Self::all_reduce).
     pub fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Work> {
         // SAFETY: as in `all_reduce`; a rank fits, or the group would not be there.
         self.begin("broadcast", |out| unsafe {
-            ffi::te_group_broadcast(self.raw.0, ffi::ptr(tensor), root as i32, out)
+            ffi::te_group_broadcast(self.raw.raw, ffi::ptr(tensor), root as i32, out)
         })
     }
 
@@ -195,7 +209,7 @@ impl Group {
     pub fn all_gather(&self, all: &Tensor, own: &Tensor) -> Result<Work> {
         // SAFETY: as in `all_reduce`.
         self.begin("all_gather", |out| unsafe {
-            ffi::te_group_all_gather(self.raw.0, ffi::ptr(all), ffi::ptr(own), out)
+            ffi::te_group_all_gather(self.raw.raw, ffi::ptr(all), ffi::ptr(own), out)
         })
     }
 
@@ -206,7 +220,7 @@ impl Group {
     pub fn reduce_scatter(&self, own: &Tensor, all: &Tensor) -> Result<Work> {
         // SAFETY: as in `all_reduce`.
         self.begin("reduce_scatter", |out| unsafe {
-            ffi::te_group_reduce_scatter(self.raw.0, ffi::ptr(own), ffi::ptr(all), out)
+            ffi::te_group_reduce_scatter(self.raw.raw, ffi::ptr(own), ffi::ptr(all), out)
         })
     }
 
@@ -217,7 +231,7 @@ impl Group {
     ) -> Result<Work> {
         let mut raw = std::ptr::null_mut();
         ffi::check(op, start(&raw mut raw))?;
-        Ok(Work { raw, op, _group: Arc::clone(&self.raw) })
+        Ok(Work { raw, op, group: Arc::clone(&self.raw) })
     }
 }
 
@@ -228,7 +242,7 @@ pub struct Work {
     raw: *mut c_void,
     op: &'static str,
     /// Its threads do the work.
-    _group: Arc<RawGroup>,
+    group: Arc<RawGroup>,
 }
 
 // SAFETY: c10d's work objects take locks; any thread may wait.
@@ -240,8 +254,27 @@ impl Work {
     /// # Errors
     /// A rank is gone, or did not take part in time.
     pub fn wait(self) -> Result<()> {
-        // SAFETY: borrows the work, which drops at the end of this function.
-        ffi::check(self.op, unsafe { ffi::te_work_wait(self.raw) }).map_err(without_place)
+        if self.wait_millis(0)? {
+            return Ok(());
+        }
+        Err(TorchError::argument(self.op, "the operation was given up"))
+    }
+
+    /// Whether the tensors are there within so much time. Gloo's operations are waited for as [`wait`](Self::wait) does: they
+    /// notice by themselves when a rank is gone.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_for(&self, time: Duration) -> Result<bool> {
+        self.wait_millis(if self.group.polls { millis(time) } else { 0 })
+    }
+
+    fn wait_millis(&self, time: i64) -> Result<bool> {
+        let mut done = false;
+        // SAFETY: borrows the work; `done` receives whether it is done.
+        let message = unsafe { ffi::te_work_wait(self.raw, time, &raw mut done) };
+        ffi::check(self.op, message).map_err(without_place)?;
+        Ok(done)
     }
 }
 
@@ -262,6 +295,10 @@ fn without_place(error: TorchError) -> TorchError {
         }
         other => other,
     }
+}
+
+fn number(n: usize) -> Result<i32> {
+    i32::try_from(n).map_err(|_| TorchError::argument("group", "too many ranks"))
 }
 
 fn c_text(text: &str) -> Result<CString> {

@@ -87,7 +87,7 @@ fn load_cuda_once() -> CudaStatus {
 }
 
 /// The message of the dynamic linker inside `error`.
-fn reason(error: &libloading::Error) -> String {
+pub(crate) fn reason(error: &libloading::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 

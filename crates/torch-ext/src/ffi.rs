@@ -4,7 +4,7 @@
 //! [`check`] takes over and frees. A message that starts with `RUST_ERROR` comes from a closure.
 
 use std::borrow::Borrow;
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
 use tch::Tensor;
 
@@ -55,6 +55,61 @@ pub(crate) struct MemoryStats {
     pub total: i64,
     pub alloc_retries: i64,
     pub ooms: i64,
+}
+
+/// `ncclUniqueId`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NcclId(pub [u8; 128]);
+
+/// The part of `ncclConfig_t` that there has been since 2.14; mirrored in `nccl.cpp`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NcclConfig {
+    pub size: usize,
+    pub magic: u32,
+    pub version: u32,
+    pub blocking: i32,
+}
+
+type NcclReduce = unsafe extern "C" fn(
+    *const c_void,
+    *mut c_void,
+    usize,
+    c_int,
+    c_int,
+    *mut c_void,
+    *mut c_void,
+) -> c_int;
+
+/// Functions of `nccl.h`; mirrored in `nccl.cpp`. A communicator and a stream are opaque pointers.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NcclFunctions {
+    pub error_string: unsafe extern "C" fn(c_int) -> *const c_char,
+    pub last_error: unsafe extern "C" fn(*mut c_void) -> *const c_char,
+    pub unique_id: unsafe extern "C" fn(*mut NcclId) -> c_int,
+    pub init:
+        unsafe extern "C" fn(*mut *mut c_void, c_int, NcclId, c_int, *mut NcclConfig) -> c_int,
+    pub async_error: unsafe extern "C" fn(*mut c_void, *mut c_int) -> c_int,
+    pub finalize: unsafe extern "C" fn(*mut c_void) -> c_int,
+    pub destroy: unsafe extern "C" fn(*mut c_void) -> c_int,
+    pub abort: unsafe extern "C" fn(*mut c_void) -> c_int,
+    /// `(send, recv, count, dtype, operation, communicator, stream)`.
+    pub all_reduce: NcclReduce,
+    /// `(send, recv, count, dtype, root, communicator, stream)`.
+    pub broadcast: NcclReduce,
+    /// `(send, recv, count of send, dtype, communicator, stream)`.
+    pub all_gather: unsafe extern "C" fn(
+        *const c_void,
+        *mut c_void,
+        usize,
+        c_int,
+        *mut c_void,
+        *mut c_void,
+    ) -> c_int,
+    /// `(send, recv, count of recv, dtype, operation, communicator, stream)`.
+    pub reduce_scatter: NcclReduce,
 }
 
 unsafe extern "C" {
@@ -266,6 +321,15 @@ unsafe extern "C" {
         timeout: i64,
         out: *mut *mut c_void,
     ) -> *mut c_char;
+    pub(crate) fn te_group_nccl(
+        store: *mut c_void,
+        rank: i32,
+        size: i32,
+        device: i64,
+        timeout: i64,
+        nccl: *const NcclFunctions,
+        out: *mut *mut c_void,
+    ) -> *mut c_char;
     pub(crate) fn te_group_free(group: *mut c_void);
     pub(crate) fn te_group_all_reduce(
         group: *mut c_void,
@@ -291,7 +355,7 @@ unsafe extern "C" {
         all: Ptr,
         work: *mut *mut c_void,
     ) -> *mut c_char;
-    pub(crate) fn te_work_wait(work: *mut c_void) -> *mut c_char;
+    pub(crate) fn te_work_wait(work: *mut c_void, time: i64, done: *mut bool) -> *mut c_char;
     pub(crate) fn te_work_free(work: *mut c_void);
     pub(crate) fn te_on_grad(
         leaf: Ptr,

@@ -7,6 +7,7 @@
 //! Each rank tells the store once a second that it is alive and how many collectives it has begun. When one fails, that is how
 //! the others know whose fault it is.
 
+mod collectives;
 mod divided;
 mod pulse;
 mod reduce;
@@ -22,11 +23,12 @@ use data::batch::Share;
 use model::Params;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use stage::{Context, ErrorExt as _, Layout};
+use stage::{Backend, Context, ErrorExt as _, Hint, Layout};
 use tch::{Device, Kind, Tensor};
 use torch_ext::TorchError;
-use torch_ext::collective::{Group, Reduction, Store, StoreAddress, Work};
+use torch_ext::collective::{Group, Nccl, Reduction, Store, StoreAddress};
 
+use self::collectives::{Collectives, Moving};
 use self::pulse::Pulse;
 pub use self::reduce::{Reducer, bucket_bytes};
 use crate::stage_run::find_device;
@@ -41,7 +43,8 @@ pub struct World {
 
 #[derive(Debug)]
 struct Together {
-    group: Group,
+    share: Share,
+    collectives: Collectives,
     store: Store,
     pulse: Pulse,
     layout: Layout,
@@ -54,14 +57,10 @@ struct Together {
     leads: AtomicBool,
 }
 
-/// A sum over all ranks under way.
+/// A sum over all ranks under way; there is none in a world of one.
 #[derive(Debug)]
 #[must_use = "the sum is there after `World::finish`"]
-pub struct Pending {
-    work: Option<Work>,
-    /// Where the numbers are on the CPU, if the tensor is elsewhere.
-    staged: Option<(Tensor, Tensor)>,
-}
+pub struct Pending(Option<Moving>);
 
 impl World {
     /// Finds this process's device and connects to the others of the job, if it has any.
@@ -75,11 +74,6 @@ impl World {
             return Ok(Self::alone(device));
         }
         tracing::info!("{} processes train together", layout.size);
-        if device.is_cuda() {
-            tracing::warn!(
-                "sums over the processes go through the host's memory: slow for large models on GPUs"
-            );
-        }
         Self::connect(device, layout)
     }
 
@@ -90,6 +84,11 @@ impl World {
     }
 
     fn connect(device: Device, layout: Layout) -> anyhow::Result<Self> {
+        if layout.backend == Some(Backend::Nccl) && !device.is_cuda() {
+            let what = "--ddp-backend nccl is for GPUs, and this process computes on the CPU";
+            let hint = "leave it out: Gloo serves the CPU";
+            return Err(Hint::new(anyhow::anyhow!(what), hint)).usage();
+        }
         let (rank, size, patience) = (layout.rank, layout.size, layout.patience);
         let (host, port) = &layout.master;
         let prefix = format!("temper/{}/", layout.attempt);
@@ -102,9 +101,12 @@ impl World {
         let begun = Arc::new(AtomicU64::new(0));
         let pulse = Pulse::start(store.reconnect()?, rank, Arc::clone(&begun))?;
         let group = Group::gloo(&store, rank, size, patience);
-        let group = group.with_context(|| absent(&store, size)).hint(START_AGAIN)?;
+        let host = group.with_context(|| absent(&store, size)).hint(START_AGAIN)?;
+        let gpus = connect_gpus(&store, &host, device, &layout)?.map(|group| (device, group));
+        let share = Share { rank, size };
         let together = Together {
-            group,
+            share,
+            collectives: Collectives { host, gpus },
             store,
             pulse,
             layout,
@@ -113,7 +115,7 @@ impl World {
             failed: AtomicBool::new(false),
             leads: AtomicBool::new(false),
         };
-        Ok(Self { device, share: Share { rank, size }, together: Some(Arc::new(together)) })
+        Ok(Self { device, share, together: Some(Arc::new(together)) })
     }
 
     /// Where this process computes.
@@ -166,17 +168,13 @@ impl World {
         let Some(together) = &self.together else { return Ok(()) };
         let meeting = together.meetings.fetch_add(1, Ordering::Relaxed);
         let key = |rank: usize| format!("met/{meeting}/{rank}");
-        let watch = |error| together.failed(error, self.share.rank);
+        let watch = |error| together.failed(error);
         together.store.set(&key(self.share.rank), "").map_err(watch)?;
         let mut signs = pulse::Signs::default();
         for rank in 0..self.share.size {
             while together.store.get(&key(rank)).map_err(watch)?.is_none() {
                 ctx.check_interrupt()?;
-                let silent = signs.silence(&together.store, rank).map_err(watch)?;
-                if silent > together.layout.patience.min(LONGEST_SILENCE) {
-                    together.failed.store(true, Ordering::Relaxed);
-                    return Err(anyhow::anyhow!("rank {rank} is gone")).hint(START_AGAIN);
-                }
+                together.check_alive(&mut signs, rank)?;
                 std::thread::sleep(Duration::from_millis(50));
             }
         }
@@ -197,7 +195,7 @@ impl World {
     /// # Errors
     /// As [`sum`](Self::sum).
     pub fn max(&self, tensor: &Tensor) -> anyhow::Result<()> {
-        let pending = self.start(tensor, Reduction::Max)?;
+        let pending = self.start(|all| all.all_reduce(tensor, Reduction::Max))?;
         self.finish(pending)
     }
 
@@ -206,18 +204,14 @@ impl World {
     /// # Errors
     /// As [`sum`](Self::sum).
     pub fn begin_sum(&self, tensor: &Tensor) -> anyhow::Result<Pending> {
-        self.start(tensor, Reduction::Sum)
+        self.start(|all| all.all_reduce(tensor, Reduction::Sum))
     }
 
-    fn start(&self, tensor: &Tensor, how: Reduction) -> anyhow::Result<Pending> {
-        let Some(together) = &self.together else {
-            return Ok(Pending { work: None, staged: None });
-        };
-        let staged = (tensor.device() != Device::Cpu)
-            .then(|| (tensor.shallow_clone(), tensor.to_device(Device::Cpu)));
-        let on_cpu = staged.as_ref().map_or(tensor, |(_, copy)| copy);
-        let work = together.all_reduce(on_cpu, how)?;
-        Ok(Pending { work: Some(work), staged })
+    fn start(
+        &self,
+        begin: impl FnOnce(&Collectives) -> torch_ext::Result<Moving>,
+    ) -> anyhow::Result<Pending> {
+        Ok(Pending(self.together.as_ref().map(|together| together.start(begin)).transpose()?))
     }
 
     /// Begins to put the sum of all ranks' `all`, `[ranks, n]`, into their `own`, `[n]`: each rank's row. Neither is to be touched
@@ -226,18 +220,10 @@ impl World {
     /// # Errors
     /// As [`sum`](Self::sum).
     pub(crate) fn begin_sum_of_own(&self, own: &Tensor, all: &Tensor) -> anyhow::Result<Pending> {
-        let Some(together) = &self.together else {
+        if !self.is_shared() {
             tch::no_grad(|| own.shallow_clone().copy_(&all.get(0)));
-            return Ok(Pending { work: None, staged: None });
-        };
-        let staged = (own.device() != Device::Cpu)
-            .then(|| (own.shallow_clone(), own.to_device(Device::Cpu)));
-        let on_cpu = staged.as_ref().map_or(own, |(_, copy)| copy);
-        let all = all.to_device(Device::Cpu).view(-1);
-        together.begun.fetch_add(1, Ordering::Relaxed);
-        let begun = together.group.reduce_scatter(on_cpu, &all);
-        let work = begun.map_err(|error| together.failed(error, self.share.rank))?;
-        Ok(Pending { work: Some(work), staged })
+        }
+        self.start(|of_all| of_all.reduce_scatter(own, all))
     }
 
     /// Puts every rank's `own`, `[n]`, into its row of `all`, `[ranks, n]`, in every rank.
@@ -245,15 +231,11 @@ impl World {
     /// # Errors
     /// As [`sum`](Self::sum).
     pub(crate) fn all_gather(&self, all: &Tensor, own: &Tensor) -> anyhow::Result<()> {
-        match &self.together {
-            Some(together) if all.device() == Device::Cpu => together.all_gather(all, own)?,
-            Some(together) => {
-                let gathered = self.gather_rows(together, &own.to_device(Device::Cpu))?;
-                tch::no_grad(|| all.shallow_clone().copy_(&gathered.view_as(all)));
-            }
-            None => tch::no_grad(|| all.shallow_clone().copy_(&own.view_as(all))),
+        if !self.is_shared() {
+            tch::no_grad(|| all.shallow_clone().copy_(&own.view_as(all)));
         }
-        Ok(())
+        let pending = self.start(|of_all| of_all.all_gather(all, own))?;
+        self.finish(pending)
     }
 
     /// Waits for a sum.
@@ -261,14 +243,10 @@ impl World {
     /// # Errors
     /// As [`sum`](Self::sum).
     pub fn finish(&self, pending: Pending) -> anyhow::Result<()> {
-        let Pending { work, staged } = pending;
-        if let (Some(work), Some(together)) = (work, &self.together) {
-            work.wait().map_err(|error| together.failed(error, self.share.rank))?;
+        match (&self.together, pending.0) {
+            (Some(together), Some(moving)) => together.finish(moving),
+            _ => Ok(()),
         }
-        if let Some((mut tensor, copy)) = staged {
-            tch::no_grad(|| tensor.copy_(&copy));
-        }
-        Ok(())
     }
 
     /// What every rank gives, in the order of the ranks.
@@ -276,15 +254,17 @@ impl World {
     /// # Errors
     /// As [`sum`](Self::sum); a value that has no form in JSON.
     pub fn gather<T: Serialize + DeserializeOwned>(&self, own: T) -> anyhow::Result<Vec<T>> {
-        let Some(together) = &self.together else { return Ok(vec![own]) };
+        if !self.is_shared() {
+            return Ok(vec![own]);
+        }
         let bytes = serde_json::to_vec(&own)?;
         let size = self.share.size;
-        let lengths = self.gather_rows(together, &Tensor::from_slice(&[bytes.len() as i64]))?;
+        let lengths = self.gather_rows(&Tensor::from_slice(&[bytes.len() as i64]))?;
         let lengths: Vec<i64> = Vec::try_from(lengths)?;
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let padded = Tensor::zeros([longest], (Kind::Uint8, Device::Cpu));
         padded.narrow(0, 0, bytes.len() as i64).copy_(&Tensor::from_slice(&bytes));
-        let all = self.gather_rows(together, &padded)?.view([size as i64, longest]);
+        let all = self.gather_rows(&padded)?.view([size as i64, longest]);
         let part = |(rank, length): (usize, &i64)| {
             let part = all.get(rank as i64).narrow(0, 0, *length).contiguous();
             Ok(serde_json::from_slice(&Vec::<u8>::try_from(part)?)?)
@@ -292,10 +272,10 @@ impl World {
         lengths.iter().enumerate().map(part).collect()
     }
 
-    fn gather_rows(&self, together: &Together, own: &Tensor) -> anyhow::Result<Tensor> {
+    fn gather_rows(&self, own: &Tensor) -> anyhow::Result<Tensor> {
         let size = self.share.size as i64 * own.numel() as i64;
         let all = Tensor::zeros([size], (own.kind(), Device::Cpu));
-        together.all_gather(&all, own)?;
+        self.all_gather(&all, own)?;
         Ok(all)
     }
 
@@ -307,9 +287,7 @@ impl World {
     pub fn share_weights(&self, params: &mut Params) -> anyhow::Result<()> {
         let Some(together) = &self.together else { return Ok(()) };
         for master in params.masters().into_iter().filter(|master| !master.divided) {
-            let copy = master.master.to_device(Device::Cpu).contiguous();
-            together.broadcast(&copy)?;
-            tch::no_grad(|| master.master.shallow_clone().copy_(&copy));
+            together.broadcast(&master.master)?;
         }
         Ok(params.refresh_compute()?)
     }
@@ -345,6 +323,9 @@ impl World {
 /// No living rank is silent for so long.
 const LONGEST_SILENCE: Duration = Duration::from_secs(30);
 
+/// How often a rank that waits for a GPU looks whether the others live.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
 const START_AGAIN: &str = "its own output says why; start the job again and it goes on from the last checkpoint, \
                            also with another number of processes";
 
@@ -364,38 +345,79 @@ fn ranks(list: &[usize]) -> String {
     format!("rank{} {}", if list.len() == 1 { "" } else { "s" }, numbers.join(", "))
 }
 
+/// The group of the ranks' GPUs, where they have any and the user has not asked for Gloo.
+fn connect_gpus(
+    store: &Store,
+    host: &Group,
+    device: Device,
+    layout: &Layout,
+) -> anyhow::Result<Option<Group>> {
+    if !device.is_cuda() {
+        return Ok(None);
+    }
+    if layout.backend == Some(Backend::Gloo) {
+        tracing::info!("sums over the processes go through the host's memory: --ddp-backend gloo");
+        return Ok(None);
+    }
+    let connect = || {
+        let loaded = Nccl::load();
+        // Who has none is not to be waited for.
+        let missing = Tensor::from(f64::from(u8::from(loaded.is_err())));
+        host.all_reduce(&missing, Reduction::Max)?.wait()?;
+        let nccl = loaded?;
+        anyhow::ensure!(missing.double_value(&[]) == 0.0, "another rank cannot load NCCL");
+        tracing::info!("NCCL {} connects the GPUs", nccl.version());
+        Ok(Group::nccl(&nccl, store, layout.rank, layout.size, device, layout.patience)?)
+    };
+    let hint = "each process needs a GPU of its own, and NCCL; with --ddp-backend gloo sums go through the host's memory, which \
+                is slower";
+    connect().context("the GPUs cannot be connected").hint(hint).map(Some)
+}
+
 impl Together {
-    fn all_reduce(&self, tensor: &Tensor, how: Reduction) -> anyhow::Result<Work> {
+    fn start(
+        &self,
+        begin: impl FnOnce(&Collectives) -> torch_ext::Result<Moving>,
+    ) -> anyhow::Result<Moving> {
         self.begun.fetch_add(1, Ordering::Relaxed);
-        let begun = self.group.all_reduce(tensor, how);
-        begun.map_err(|error| self.failed(error, self.group.rank()))
+        begin(&self.collectives).map_err(|error| self.failed(error))
     }
 
-    /// Puts every rank's `own`, on the CPU, into its row of `all`, whatever the shape of that.
-    fn all_gather(&self, all: &Tensor, own: &Tensor) -> anyhow::Result<()> {
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        let watch = |error| self.failed(error, self.group.rank());
-        // Of any type: only moved.
-        let bytes = |t: &Tensor| t.view(-1).view_dtype(Kind::Uint8);
-        let work = self.group.all_gather(&bytes(all), &bytes(&own.contiguous()));
-        work.map_err(watch)?.wait().map_err(watch)
+    fn finish(&self, moving: Moving) -> anyhow::Result<()> {
+        let watch = |error| self.failed(error);
+        let mut signs = pulse::Signs::default();
+        while !moving.wait_for(LOOK_EVERY).map_err(watch)? {
+            // The first rank looks at all others and they at it: its store bears no more, and with it gone they end.
+            let ranks = if self.share.rank == 0 { 1..self.share.size } else { 0..1 };
+            ranks.into_iter().try_for_each(|rank| self.check_alive(&mut signs, rank))?;
+        }
+        moving.wait().map_err(watch)
+    }
+
+    /// # Errors
+    /// The rank has given no sign of life for long.
+    fn check_alive(&self, signs: &mut pulse::Signs, rank: usize) -> anyhow::Result<()> {
+        let silent = signs.silence(&self.store, rank).map_err(|error| self.failed(error))?;
+        if silent > self.layout.patience.min(LONGEST_SILENCE) {
+            self.failed.store(true, Ordering::Relaxed);
+            return Err(anyhow::anyhow!("rank {rank} is gone")).hint(START_AGAIN);
+        }
+        Ok(())
     }
 
     /// Puts the first rank's `tensor` in every rank's place.
     fn broadcast(&self, tensor: &Tensor) -> anyhow::Result<()> {
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        let watch = |error| self.failed(error, self.group.rank());
-        self.group.broadcast(tensor, 0).map_err(watch)?.wait().map_err(watch)
+        self.finish(self.start(|all| all.broadcast(tensor, 0))?)
     }
 
     /// What a collective's failure means: who is gone or does not take part.
-    fn failed(&self, error: TorchError, rank: usize) -> anyhow::Error {
+    fn failed(&self, error: TorchError) -> anyhow::Error {
         self.failed.store(true, Ordering::Relaxed);
         let own = self.begun.load(Ordering::Relaxed);
-        let culprits = pulse::find_culprits(&self.store, rank, self.group.size(), own);
+        let culprits = pulse::find_culprits(&self.store, self.share.rank, self.share.size, own);
         let what = culprits.unwrap_or_else(|| "a rank is gone".to_owned());
         let error = anyhow::Error::new(error).context(what);
-        stage::Hint::new(error, START_AGAIN).into()
+        Hint::new(error, START_AGAIN).into()
     }
 }
 
@@ -404,7 +426,7 @@ impl Drop for Together {
         self.pulse.stop();
         if self.failed.load(Ordering::Relaxed) {
             // Its threads wait for a rank that does not come; the process ends without them.
-            std::mem::forget(self.group.clone());
+            std::mem::forget(self.collectives.clone());
         }
     }
 }

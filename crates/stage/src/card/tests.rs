@@ -10,7 +10,7 @@ const INFO: Info = Info {
     reads: "a model",
     writes: "model/",
     example: "cai train",
-    parallel: false,
+    parallel: crate::Parallel::No,
 };
 
 fn manifest() -> Manifest {

@@ -52,7 +52,7 @@ const INFO: Info = Info {
     reads: "nothing",
     writes: "nothing",
     example: "count --set rows=3",
-    parallel: false,
+    parallel: Parallel::No,
 };
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature that main_with calls")]

@@ -6,14 +6,14 @@ use tch::{Device, Kind, Tensor};
 
 use super::*;
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 
 /// A port that nobody listens at.
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn store(port: u16, serve: bool, timeout: Duration) -> Result<Store> {
+pub(super) fn store(port: u16, serve: bool, timeout: Duration) -> Result<Store> {
     Store::connect(&StoreAddress { host: "127.0.0.1", port, serve, prefix: "test/" }, timeout)
 }
 
@@ -36,7 +36,7 @@ fn in_ranks<T: Send + 'static>(size: usize, f: fn(&Group) -> T) -> Vec<T> {
     ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
 }
 
-fn numbers(tensor: &Tensor) -> Vec<f64> {
+pub(super) fn numbers(tensor: &Tensor) -> Vec<f64> {
     Vec::try_from(tensor.to_kind(Kind::Double)).unwrap()
 }
 

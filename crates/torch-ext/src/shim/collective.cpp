@@ -1,6 +1,7 @@
 // The key-value store and the collectives of c10d.
-#define USE_DISTRIBUTED
 #define USE_C10D_GLOO
+
+#include "collective.h"
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -10,18 +11,24 @@
 
 namespace te {
 
-using Store = c10::intrusive_ptr<c10d::Store>;
-using Group = c10::intrusive_ptr<c10d::ProcessGroupGloo>;
-using Work = c10::intrusive_ptr<c10d::Work>;
-
-static std::chrono::milliseconds millis(int64_t n) { return std::chrono::milliseconds(n); }
-
 static c10d::ReduceOp reduction(int32_t op) {
   switch (op) {
     case 0: return c10d::ReduceOp::SUM;
     case 1: return c10d::ReduceOp::MAX;
     default: TORCH_CHECK(false, "no such reduction: ", op);
   }
+}
+
+// Begins an operation. Gloo's go on record in a map that all groups of a process share (FlightRecorder::all_pg_status_), which
+// libtorch 2.11 reads and writes before it takes the lock: groups of several threads would tear it.
+template <class F>
+static char* begin(const Group& group, F operation) {
+  static std::mutex record;
+  return guarded([&] {
+    std::unique_lock<std::mutex> lock(record, std::defer_lock);
+    if (dynamic_cast<c10d::ProcessGroupGloo*>(group.get())) lock.lock();
+    operation();
+  });
 }
 
 }  // namespace te
@@ -72,7 +79,7 @@ char* te_group_gloo(Store* store, int32_t rank, int32_t size, int64_t timeout, G
 void te_group_free(Group* group) { delete group; }
 
 char* te_group_all_reduce(Group* group, Tensor* tensor, int32_t op, Work** out) {
-  return guarded([&] {
+  return begin(*group, [&] {
     c10d::AllreduceOptions options;
     options.reduceOp = reduction(op);
     std::vector<Tensor> tensors{*tensor};
@@ -81,7 +88,7 @@ char* te_group_all_reduce(Group* group, Tensor* tensor, int32_t op, Work** out) 
 }
 
 char* te_group_broadcast(Group* group, Tensor* tensor, int32_t root, Work** out) {
-  return guarded([&] {
+  return begin(*group, [&] {
     c10d::BroadcastOptions options;
     options.rootRank = root;
     std::vector<Tensor> tensors{*tensor};
@@ -90,15 +97,16 @@ char* te_group_broadcast(Group* group, Tensor* tensor, int32_t root, Work** out)
 }
 
 char* te_group_all_gather(Group* group, Tensor* all, Tensor* own, Work** out) {
-  return guarded([&] { *out = new Work((*group)->_allgather_base(*all, *own)); });
+  return begin(*group, [&] { *out = new Work((*group)->_allgather_base(*all, *own)); });
 }
 
 char* te_group_reduce_scatter(Group* group, Tensor* own, Tensor* all, Work** out) {
-  return guarded([&] { *out = new Work((*group)->_reduce_scatter_base(*own, *all)); });
+  return begin(*group, [&] { *out = new Work((*group)->_reduce_scatter_base(*own, *all)); });
 }
 
-char* te_work_wait(Work* work) {
-  return guarded([&] { TORCH_CHECK((*work)->wait(), "the operation was given up"); });
+// Without a time until the operation is done or has failed. Gloo knows no other way: a time makes it fail.
+char* te_work_wait(Work* work, int64_t time, bool* done) {
+  return guarded([&] { *done = (*work)->wait(millis(time)); });
 }
 
 void te_work_free(Work* work) { delete work; }

@@ -1,7 +1,7 @@
 mod divided;
 
 use std::net::TcpListener;
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::mpsc;
 use std::thread;
 
 use model::division::slice;
@@ -28,9 +28,6 @@ fn in_ranks<T: Send + 'static>(
     size: usize,
     f: impl Fn(&World) -> T + Send + Clone + 'static,
 ) -> Vec<T> {
-    // Several jobs at a time in one process are no case that there is.
-    static ONE_JOB: Mutex<()> = Mutex::new(());
-    let _job = ONE_JOB.lock().unwrap_or_else(PoisonError::into_inner);
     let port = free_port();
     let rank = |rank| {
         let f = f.clone();
@@ -73,6 +70,47 @@ fn ranks_sum_and_tell_each_other_things_of_any_length() {
         assert_eq!(told.iter().map(Vec::len).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(told[2][1], "안녕");
     }
+}
+
+#[test]
+fn tensors_of_any_strides_are_summed_copied_and_gathered_in_place() {
+    let results = in_ranks(2, |world| {
+        let together = world.together.as_ref().unwrap();
+        let own = world.share().rank as f64 + 1.0;
+        // A view of every other number, which the collectives do not take as it is.
+        let whole = Tensor::from_slice(&[1.0_f32, 9.0, 2.0, 9.0]).view([2, 2]) * own;
+        let column = whole.select(1, 0);
+        world.sum(&column).unwrap();
+        let copied = whole.select(1, 1);
+        together.broadcast(&copied).unwrap();
+        let gathered = Tensor::zeros([2, 2], (Kind::Int64, Device::Cpu)).tr();
+        let truths = Tensor::zeros([2, 2], (Kind::Bool, Device::Cpu));
+        let index = world.share().rank as i64;
+        world
+            .all_gather(
+                &gathered,
+                &Tensor::from_slice(&[index, 7, index, 8]).view([2, 2]).select(1, 0),
+            )
+            .unwrap();
+        world.all_gather(&truths, &Tensor::from_slice(&[index == 0, true])).unwrap();
+        (numbers(&whole), numbers(&gathered), numbers(&truths))
+    });
+    for (whole, gathered, truths) in results {
+        assert_eq!(whole, [3.0, 9.0, 6.0, 9.0]);
+        assert_eq!(gathered, [0.0, 0.0, 1.0, 1.0]);
+        assert_eq!(truths, [1.0, 1.0, 0.0, 1.0]);
+    }
+}
+
+#[test]
+fn nccl_is_refused_on_the_cpu() {
+    let layout = Layout { backend: Some(Backend::Nccl), ..layout(0, 1, free_port(), 5) };
+    let error = World::connect(Device::Cpu, layout).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "--ddp-backend nccl is for GPUs, and this process computes on the CPU"
+    );
+    assert!(error.is::<stage::UsageError>());
 }
 
 fn tiny(precision: Precision, seed: u64) -> Decoder {
