@@ -285,7 +285,7 @@ fn check_dedup(dedup: &Dedup, problems: &mut Problems) {
 }
 
 impl Describe for Plan {
-    fn describe(&self) -> String {
+    fn describe(&self, _processes: usize) -> String {
         let mut out = String::new();
         let _ = match &self.tokenizer {
             TokenizerPlan::Train(train) => {

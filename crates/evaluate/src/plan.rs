@@ -105,7 +105,7 @@ impl Plan {
 }
 
 impl Describe for Plan {
-    fn describe(&self) -> String {
+    fn describe(&self, _processes: usize) -> String {
         let mut out = String::new();
         for (at, subject) in self.subjects.iter().enumerate() {
             let label = if at == 0 { "models" } else { "" };

@@ -8,7 +8,7 @@ mod tests;
 mod write;
 
 use crate::error::{Error, Problems, Result};
-use crate::layout::layout;
+use crate::layout::{BlockId, PartSpec, layout};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -185,6 +185,18 @@ impl ModelConfig {
     pub fn num_parameters(&self) -> u64 {
         let parts = layout(self).blocks.into_iter().flat_map(|block| block.parts);
         parts.map(|part| part.shape.iter().product::<i64>() as u64).sum()
+    }
+
+    /// The most parameters that a pass over a divided model has whole at a time: those outside of the layers, and a layer's.
+    pub fn num_gathered_parameters(&self) -> u64 {
+        let layout = layout(self);
+        let numel = |part: &PartSpec| part.shape.iter().product::<i64>() as u64;
+        let size = |unit: &Vec<BlockId>| -> u64 {
+            unit.iter().flat_map(|block| &layout.blocks[*block].parts).map(numel).sum()
+        };
+        let units = layout.units();
+        let layer = units.iter().skip(1).map(size).max();
+        units.first().map_or(0, size) + layer.unwrap_or(0)
     }
 
     /// Number of parameters in embeddings, a tied one included.

@@ -387,7 +387,7 @@ impl Config {
 }
 
 impl Describe for Plan {
-    fn describe(&self) -> String {
+    fn describe(&self, _processes: usize) -> String {
         let mut out = String::new();
         let Config { rollout, ppo, train, .. } = &self.config;
         let _ = writeln!(out, "policy      {}", self.policy.display());

@@ -142,11 +142,11 @@ fn fresh(
 }
 
 impl Describe for Plan {
-    fn describe(&self) -> String {
+    fn describe(&self, processes: usize) -> String {
         match &self.start {
-            Start::Fresh { config, .. } => self.texts.describe(config),
+            Start::Fresh { config, .. } => self.texts.describe(config, processes),
             Start::Model { dir, config } => {
-                format!("from        {}\n{}", dir.display(), self.texts.describe(config))
+                format!("from        {}\n{}", dir.display(), self.texts.describe(config, processes))
             }
         }
     }

@@ -127,7 +127,7 @@ fn runs_at(key: &str, path: &Path, out: &Path, problems: &mut Problems) -> Vec<R
 }
 
 impl Describe for Plan {
-    fn describe(&self) -> String {
+    fn describe(&self, _processes: usize) -> String {
         let mut text = format!("title      {}\n", self.title);
         for Pipeline { name, runs } in &self.pipelines {
             for run in runs {

@@ -84,9 +84,9 @@ impl StageConfig for Config {
 }
 
 impl Describe for Plan {
-    fn describe(&self) -> String {
+    fn describe(&self, processes: usize) -> String {
         let dir = self.model_dir.display();
-        format!("from        {dir}\n{}", self.pairs.describe(&self.model_config))
+        format!("from        {dir}\n{}", self.pairs.describe(&self.model_config, processes))
     }
 }
 

@@ -45,8 +45,8 @@ pub trait StageConfig: Serialize + DeserializeOwned {
 
 /// What `--check` prints.
 pub trait Describe {
-    /// The plan for a reader, in lines: parameters, tokens, steps, an estimate of memory.
-    fn describe(&self) -> String;
+    /// The plan for a reader, in lines: parameters, tokens, steps, an estimate of memory in each of the `processes`.
+    fn describe(&self, processes: usize) -> String;
 }
 
 /// A configuration with everything that was derived from its text.

@@ -26,7 +26,7 @@
 //! }
 //!
 //! impl stage::Describe for Plan {
-//!     fn describe(&self) -> String { format!("rows  {}\n", self.rows) }
+//!     fn describe(&self, _processes: usize) -> String { format!("rows  {}\n", self.rows) }
 //! }
 //!
 //! const INFO: stage::Info = stage::Info {

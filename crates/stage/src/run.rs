@@ -102,7 +102,7 @@ fn execute<C: StageConfig>(info: &Info, run: Run<C::Plan>, args: &Args) -> anyho
         return Ok(());
     }
     if args.check {
-        return print_plan(&plan.describe());
+        return print_plan(&plan.describe(layout.size));
     }
     let run_dir = open_run_dir(out)?;
     let interrupt = Interrupt::install(&Signal::ALL).context("cannot listen for signals")?;

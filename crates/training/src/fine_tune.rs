@@ -76,9 +76,10 @@ impl StageConfig for Config {
 }
 
 impl Describe for Plan {
-    fn describe(&self) -> String {
+    fn describe(&self, processes: usize) -> String {
         let dir = self.model_dir.display();
-        let (texts, tasks) = (self.texts.describe(&self.model_config), self.tasks.describe());
+        let (texts, tasks) =
+            (self.texts.describe(&self.model_config, processes), self.tasks.describe());
         format!("from        {dir}\n{texts}{tasks}")
     }
 }

@@ -5,11 +5,12 @@ use model::{Architecture, Checkpointing, ModelConfig, Precision};
 
 use crate::peft;
 use crate::settings::Train;
+use crate::world::bucket_bytes;
 
-/// Bytes by what they are for. An estimate: libtorch itself (about 300 MB) and allocator slack come on top.
+/// Bytes in each process by what they are for. An estimate: libtorch itself (about 300 MB) and allocator slack come on top.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryEstimate {
-    /// fp32 masters, and the compute copies where they are apart.
+    /// fp32 masters, and the compute copies where they are apart; of a divided model what a pass has whole at a time.
     pub weights: u64,
     /// fp32 gradients, and those of the compute copies where several micro-batches make a step.
     pub gradients: u64,
@@ -20,13 +21,18 @@ pub struct MemoryEstimate {
 }
 
 impl MemoryEstimate {
-    /// For training all parameters of a model, or an adapter; rows have at most `longest_row` tokens.
+    /// For training all parameters of a model, or an adapter, in so many processes; rows have at most `longest_row` tokens.
     pub fn new(
         config: &ModelConfig,
         train: &Train,
         peft: Option<&peft::Plan>,
         longest_row: u64,
+        processes: usize,
     ) -> Self {
+        let stage = if processes > 1 { train.zero_stage } else { 0 };
+        let ranks = processes.max(1) as u64;
+        // What a process has of something that is divided from this stage on.
+        let share = |from: u8, bytes: u64| if stage < from { bytes } else { bytes.div_ceil(ranks) };
         let adapted = peft.map(|plan| plan.sizes(config, train.precision));
         let (parameters, frozen) = adapted.unwrap_or((config.num_parameters(), 0));
         let bytes = train.precision.size() as u64;
@@ -37,19 +43,39 @@ impl MemoryEstimate {
             BatchSize::Sequences(rows) | BatchSize::Prompts(rows) => {
                 (rows as u64).saturating_mul(longest_row)
             }
-        };
+        }
+        .div_ceil(ranks);
         let tokens = (train.micro_batch_tokens as u64).min(step).max(longest_row);
+        // The copies' gradients go as the masters' come, and meet them from the second micro-batch on.
+        let again = if tokens < step { copies } else { 0 };
+        let buckets = (bucket_bytes(processes) as u64).saturating_mul(2);
         Self {
-            weights: frozen + parameters * (4 + copies),
-            // The copies' gradients go as the masters' come, and meet them from the second micro-batch on.
-            gradients: parameters * (4 + if tokens < step { copies } else { 0 }),
-            // In 8 bits, embeddings aside; vectors are too few to count.
-            optimizer: if train.optimizer.optim_bits == 8 && peft.is_none() {
-                let looked_up = config.num_embedding_parameters();
-                (parameters - looked_up) * 2 + looked_up * 8
-            } else {
-                parameters * 8
+            weights: match (stage, peft) {
+                (..3, _) => frozen + parameters * (4 + copies),
+                (_, None) => share(3, parameters * 4) + config.num_gathered_parameters() * bytes,
+                // Of the model below an adapter, what is in 4 bits is not divided.
+                (_, Some(plan)) => {
+                    let below = if plan.quantizes() { frozen } else { share(3, frozen) };
+                    let gathered =
+                        if plan.quantizes() { 0 } else { config.num_gathered_parameters() * bytes };
+                    below + gathered + parameters * (4 + copies)
+                }
             },
+            gradients: if stage < 2 {
+                parameters * (4 + again)
+            } else {
+                share(2, parameters * 4) + buckets.min(parameters * 4)
+            },
+            // In 8 bits, embeddings aside; vectors are too few to count.
+            optimizer: share(
+                1,
+                if train.optimizer.optim_bits == 8 && peft.is_none() {
+                    let looked_up = config.num_embedding_parameters();
+                    (parameters - looked_up) * 2 + looked_up * 8
+                } else {
+                    parameters * 8
+                },
+            ),
             activations: activations(config, train, tokens),
         }
     }
@@ -108,23 +134,55 @@ mod tests {
         }))
         .unwrap();
         let n = config.num_parameters();
-        let plain = MemoryEstimate::new(&config, &train(""), None, 64);
+        let plain = MemoryEstimate::new(&config, &train(""), None, 64, 1);
         assert_eq!(plain.weights + plain.gradients + plain.optimizer, 16 * n);
-        let half = MemoryEstimate::new(&config, &train("precision = \"bf16\""), None, 64);
+        let half = MemoryEstimate::new(&config, &train("precision = \"bf16\""), None, 64, 1);
         assert_eq!(half.weights + half.gradients + half.optimizer, 20 * n);
         let mut whole = train("precision = \"bf16\"");
         whole.micro_batch_tokens = 1024;
-        let whole = MemoryEstimate::new(&config, &whole, None, 64);
+        let whole = MemoryEstimate::new(&config, &whole, None, 64, 1);
         assert_eq!(whole.weights + whole.gradients + whole.optimizer, 18 * n);
-        let eight = MemoryEstimate::new(&config, &train("optimizer.optim_bits = 8"), None, 64);
+        let eight = MemoryEstimate::new(&config, &train("optimizer.optim_bits = 8"), None, 64, 1);
         assert_eq!(eight.optimizer, 2 * (n - 800) + 8 * 800);
         assert!(half.activations < plain.activations);
-        let frugal =
-            MemoryEstimate::new(&config, &train("activation_checkpointing = \"layer\""), None, 64);
+        let frugal = MemoryEstimate::new(
+            &config,
+            &train("activation_checkpointing = \"layer\""),
+            None,
+            64,
+            1,
+        );
         assert!(frugal.activations < plain.activations);
         let part =
-            MemoryEstimate::new(&config, &train("activation_checkpointing = \"mlp\""), None, 64);
+            MemoryEstimate::new(&config, &train("activation_checkpointing = \"mlp\""), None, 64, 1);
         assert!(frugal.activations < part.activations && part.activations < plain.activations);
         assert_eq!(plain.total(), 16 * n + plain.activations);
+    }
+
+    #[test]
+    fn each_of_two_processes_has_half_of_what_is_divided() {
+        let config = ModelConfig::from_json(&json!({
+            "model_type": "llama", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "max_position_embeddings": 64,
+        }))
+        .unwrap();
+        let n = config.num_parameters();
+        // Embedding, output layer and final norm, and a layer: 4 matrices of 8 by 8, 3 of 8 by 16, two norms.
+        let whole = 2 * 800 + 8 + 4 * 64 + 3 * 128 + 16;
+        assert_eq!(config.num_gathered_parameters(), whole);
+        let at = |stage: u8| {
+            let train = train(&format!("precision = \"bf16\"\nzero_stage = {stage}"));
+            let one = MemoryEstimate::new(&config, &train, None, 64, 1);
+            // 1,024 tokens a step: two micro-batches in one process, one in each of two.
+            assert_eq!((one.weights, one.gradients, one.optimizer), (6 * n, 6 * n, 8 * n));
+            let two = MemoryEstimate::new(&config, &train, None, 64, 2);
+            assert_eq!(two.activations, one.activations);
+            (two.weights, two.gradients, two.optimizer)
+        };
+        assert_eq!(at(0), (6 * n, 4 * n, 8 * n));
+        assert_eq!(at(1), (6 * n, 4 * n, 4 * n));
+        // Less than a bucket of gradients comes together at a time.
+        assert_eq!(at(2), (6 * n, 2 * n + 4 * n, 4 * n));
+        assert_eq!(at(3), (2 * n + 2 * whole, 2 * n + 4 * n, 4 * n));
     }
 }

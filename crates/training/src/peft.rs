@@ -133,6 +133,11 @@ impl Plan {
         (trained, own)
     }
 
+    /// Whether the model's matrices are in 4 bits.
+    pub(crate) fn quantizes(&self) -> bool {
+        self.quantization.is_some()
+    }
+
     /// Whether the model begins as its files have it, and is still there without what is trained.
     pub fn leaves_weights(&self) -> bool {
         self.dir.is_none() && !self.cuts_weights()

@@ -246,8 +246,8 @@ impl Plan {
         }
     }
 
-    /// What `--check` prints: model, data, steps, and an estimate of the memory needed.
-    pub fn describe(&self, config: &ModelConfig) -> String {
+    /// What `--check` prints: model, data, steps, and an estimate of the memory that each process needs.
+    pub fn describe(&self, config: &ModelConfig, processes: usize) -> String {
         let mut out = String::new();
         let _ = writeln!(
             out,
@@ -270,10 +270,16 @@ impl Plan {
             &self.supervised.settings,
             self.peft.as_ref(),
             self.longest_row,
+            processes,
         );
+        let each = if processes > 1 {
+            format!(" in each of {processes} processes")
+        } else {
+            String::new()
+        };
         let _ = writeln!(
             out,
-            "memory      about {} (weights {}, gradients {}, optimiser {}, activations {})",
+            "memory      about {}{each} (weights {}, gradients {}, optimiser {}, activations {})",
             human_bytes(memory.total()),
             human_bytes(memory.weights),
             human_bytes(memory.gradients),

@@ -160,7 +160,7 @@ impl StageConfig for Config {
 }
 
 impl Describe for Plan {
-    fn describe(&self) -> String {
+    fn describe(&self, _processes: usize) -> String {
         let Principles { constitution, chosen } = &self.principles;
         let mut out = format!("model         {}\n", shown(&self.model.dir));
         let _ = writeln!(out, "critic        {}", shown(&self.critic().dir));

@@ -176,7 +176,7 @@ impl StageConfig for Config {
 }
 
 impl Describe for Plan {
-    fn describe(&self) -> String {
+    fn describe(&self, _processes: usize) -> String {
         let Principles { constitution, chosen } = &self.principles;
         let each = match self.config.label.principles_per_pair {
             0 => chosen.len(),

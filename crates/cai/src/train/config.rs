@@ -206,7 +206,7 @@ fn scorer(path: &Path, tokenizer: &Tokenizer, problems: &mut Problems) -> Option
 }
 
 impl Describe for Plan {
-    fn describe(&self) -> String {
+    fn describe(&self, _processes: usize) -> String {
         let mix = &self.config.mix;
         let mut out = format!("model       {}\n", shown(&self.model.dir));
         let _ = writeln!(out, "parameters  {}", self.model.config.num_parameters());

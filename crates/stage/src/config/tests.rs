@@ -45,7 +45,7 @@ fn lambda() -> f64 {
 struct Nothing;
 
 impl Describe for Nothing {
-    fn describe(&self) -> String {
+    fn describe(&self, _processes: usize) -> String {
         String::new()
     }
 }

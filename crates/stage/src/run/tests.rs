@@ -41,7 +41,7 @@ impl StageConfig for Config {
 }
 
 impl Describe for Config {
-    fn describe(&self) -> String {
+    fn describe(&self, _processes: usize) -> String {
         format!("rows  {}", self.rows)
     }
 }
