@@ -16,13 +16,14 @@ use parquet::arrow::arrow_reader::{
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
-use parquet::file::metadata::RowGroupMetaData;
+use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
 use parquet::file::properties::WriterProperties;
 use parquet::file::reader::{ChunkReader, Length};
 
 use crate::atomic::AtomicFile;
 use crate::error::{Error, Result};
-use crate::{guard, thrift};
+use crate::guard;
+use crate::thrift::{self, Page};
 
 /// The footer key under which temper keeps its JSON.
 const FOOTER_KEY: &str = "temper";
@@ -91,8 +92,10 @@ impl ParquetSource {
             return Err(e.into());
         }
         let file = SharedFile { len: meta.len(), file: Arc::new(file) };
-        check_footer(&file)
-            .map_err(|what| Error::Parquet { path: path.to_path_buf(), what: what.to_owned() })?;
+        check_footer(&file).map_err(|what| Error::Parquet {
+            path: path.to_path_buf(),
+            what: format!("its footer {what}"),
+        })?;
         let footer = guarded(path, || ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))?;
         check_places(path, &footer, file.len)?;
         Ok(Self { path: path.to_path_buf(), file, footer })
@@ -135,6 +138,7 @@ impl ParquetSource {
         group: usize,
         rows_at_once: usize,
     ) -> Result<impl Iterator<Item = Result<RecordBatch>> + use<>> {
+        self.check_pages(group)?;
         let (file, footer) = (self.file.clone(), self.footer.clone());
         let mut reader = guarded(&self.path, || {
             ParquetRecordBatchReaderBuilder::new_with_metadata(file, footer)
@@ -148,6 +152,39 @@ impl ParquetSource {
             Ok(batch) => batch.map(|batch| batch.map_err(|e| fail(e.to_string()))),
             Err(panic) => Some(Err(fail(panic))),
         }))
+    }
+
+    /// Refuses a page header that the library would not come to an end with. What is no header is left to the library's words.
+    fn check_pages(&self, group: usize) -> Result<()> {
+        for column in self.footer.metadata().row_group(group).columns() {
+            let (mut at, end) = place(column).unwrap_or_default();
+            while at < end {
+                match self.page(at, end) {
+                    Page::Of(length) => at = at.saturating_add(length),
+                    Page::Unknown => break,
+                    Page::Endless(what) => {
+                        let name = column.column_path().string();
+                        let what = format!("a page header of the column {name} {what}");
+                        return Err(Error::Parquet { path: self.path.clone(), what });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The page at `at` in a column that ends at `end`.
+    fn page(&self, at: u64, end: u64) -> Page {
+        // Few are longer: one that holds long values as a page's least and greatest.
+        let mut length = (end - at).min(512);
+        loop {
+            let bytes = self.file.get_bytes(at, length as usize);
+            let page = bytes.map_or(Page::Unknown, |bytes| thrift::page(&bytes));
+            if page != Page::Unknown || length == end - at {
+                return page;
+            }
+            length = (length * 8).min(end - at);
+        }
     }
 
     /// The columns as `name: type`, for messages.
@@ -177,16 +214,25 @@ fn check_footer(file: &SharedFile) -> std::result::Result<(), &'static str> {
 /// Refuses a footer that places columns where they cannot be: the library would panic when it came to read them.
 fn check_places(path: &Path, footer: &ArrowReaderMetadata, len: u64) -> Result<()> {
     for column in footer.metadata().row_groups().iter().flat_map(RowGroupMetaData::columns) {
-        let start = column.dictionary_page_offset().unwrap_or_else(|| column.data_page_offset());
-        let size = column.compressed_size();
-        let end = u64::try_from(start).ok().zip(u64::try_from(size).ok());
-        if end.and_then(|(start, size)| start.checked_add(size)).is_none_or(|end| end > len) {
+        if place(column).is_none_or(|(_, end)| end > len) {
+            let (start, size) = (first_page(column), column.compressed_size());
             let what =
                 format!("a column is said to take {size} bytes from {start} of a file of {len}");
             return Err(Error::Parquet { path: path.to_path_buf(), what });
         }
     }
     Ok(())
+}
+
+/// Where a column's bytes begin and end.
+fn place(column: &ColumnChunkMetaData) -> Option<(u64, u64)> {
+    let start = u64::try_from(first_page(column)).ok()?;
+    let size = u64::try_from(column.compressed_size()).ok()?;
+    Some((start, start.checked_add(size)?))
+}
+
+fn first_page(column: &ColumnChunkMetaData) -> i64 {
+    column.dictionary_page_offset().unwrap_or_else(|| column.data_page_offset())
 }
 
 /// Runs a part of the Parquet library, which panics on some damaged files; its errors and panics name the file.
@@ -259,6 +305,8 @@ impl Read for ReadFrom {
 
 #[cfg(test)]
 mod tests {
+    use arrow::array::{ArrayRef, Int64Array};
+
     use super::*;
 
     #[test]
@@ -272,6 +320,39 @@ mod tests {
         let error = ParquetSource::open(&path).unwrap_err().to_string();
         assert!(error.starts_with(&path.display().to_string()), "{error}");
         assert!(error.contains("its footer has a list of truth values"), "{error}");
+    }
+
+    #[test]
+    fn a_page_header_that_the_library_would_not_come_to_an_end_with_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.parquet");
+        let numbers: Vec<i64> = (0..100_000).map(|n| n * 7919 % 100_003).collect();
+        let column: ArrayRef = Arc::new(Int64Array::from(numbers));
+        let batch = RecordBatch::try_from_iter([("수", column)]).unwrap();
+        let mut sink = ParquetSink::create(&path, batch.schema()).unwrap();
+        sink.write_group(&batch).unwrap();
+        sink.finish(None).unwrap();
+
+        let source = ParquetSource::open(&path).unwrap();
+        let rows = source.batches(0, 1000).unwrap().map(|batch| batch.unwrap().num_rows());
+        assert_eq!(rows.sum::<usize>(), 100_000);
+        let (first, end) = place(source.footer.metadata().row_group(0).column(0)).unwrap();
+        let mut pages = vec![first];
+        while let Page::Of(length) = source.page(*pages.last().unwrap(), end) {
+            pages.push(pages.last().unwrap() + length);
+        }
+        assert!(pages.len() > 3 && *pages.last().unwrap() == end, "{pages:?} up to {end}");
+
+        // The last page's kind becomes a list of two truth values.
+        let mut bytes = fs_err::read(&path).unwrap();
+        let last = pages[pages.len() - 2] as usize;
+        assert_eq!(bytes[last], 0x15);
+        bytes[last..last + 2].copy_from_slice(b"\x19\x21");
+        fs_err::write(&path, bytes).unwrap();
+        let source = ParquetSource::open(&path).unwrap();
+        let error = source.batches(0, 1000).err().unwrap().to_string();
+        let what = "a page header of the column 수 has a list of truth values, as none has";
+        assert!(error.starts_with(&path.display().to_string()) && error.contains(what), "{error}");
     }
 
     #[test]

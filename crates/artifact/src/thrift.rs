@@ -1,7 +1,8 @@
-//! A look through a Parquet footer before the library reads it: Thrift's compact protocol, whatever the fields mean.
+//! A look through a Parquet footer and the headers of its pages before the library reads them: Thrift's compact protocol, whatever
+//! the fields mean.
 //!
 //! The library takes the length of a list that it passes over as it stands, and what such a list of truth values holds takes
-//! no bytes there: a file of a few bytes keeps it busy for hours. No footer has a list of truth values.
+//! no bytes there: a file of a few bytes keeps it busy for hours. Neither footers nor page headers have lists of truth values.
 
 /// Structs and lists in one another; a footer has half as many.
 const DEPTH: usize = 32;
@@ -14,12 +15,38 @@ const MAP: u8 = 11;
 const STRUCT: u8 = 12;
 const UUID: u8 = 13;
 
+/// What is wrong with a struct, as the words after its name.
+type Wrong = &'static str;
+
+const ENDLESS: Wrong = "has a list of truth values, as none has";
+
 /// Checks that `bytes` begin with a struct all parts of which are as long as it says.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(crate) fn check(bytes: &[u8]) -> Result<(), &'static str> {
+pub(crate) fn check(bytes: &[u8]) -> Result<(), Wrong> {
     Walk { rest: bytes }.part(STRUCT, DEPTH)
+}
+
+/// What a column's bytes begin with.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Page {
+    /// A page, with so many bytes from the beginning of its header to its end.
+    Of(u64),
+    /// No header that could be read; one that needs more bytes, it may be.
+    Unknown,
+    /// A header that the library would not come to an end with, and why.
+    Endless(Wrong),
+}
+
+/// Looks at the header of a page.
+pub(crate) fn page(bytes: &[u8]) -> Page {
+    let mut walk = Walk { rest: bytes };
+    match walk.page_size() {
+        Ok(size) => Page::Of((bytes.len() - walk.rest.len()) as u64 + size),
+        Err(ENDLESS) => Page::Endless(ENDLESS),
+        Err(_) => Page::Unknown,
+    }
 }
 
 struct Walk<'a> {
@@ -27,8 +54,8 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn part(&mut self, kind: u8, depth: usize) -> Result<(), &'static str> {
-        let depth = depth.checked_sub(1).ok_or("its footer is nested too deep")?;
+    fn part(&mut self, kind: u8, depth: usize) -> Result<(), Wrong> {
+        let depth = depth.checked_sub(1).ok_or("is nested too deep")?;
         match kind {
             // A field that is a truth value is its own type.
             1 | 2 => Ok(()),
@@ -63,16 +90,38 @@ impl Walk<'_> {
                 self.part(head & 15, depth)?;
             },
             UUID => self.pass(16),
-            _ => Err("its footer has parts of no known type"),
+            _ => Err("has parts of no known type"),
         }
     }
 
-    fn items(&mut self, size: u64, kinds: &[u8], depth: usize) -> Result<(), &'static str> {
+    /// Passes over a page's header; its field `compressed_page_size`.
+    fn page_size(&mut self) -> Result<u64, Wrong> {
+        const SIZE: u64 = 3;
+        let (mut id, mut size) = (0_u64, None);
+        loop {
+            let head = self.byte()?;
+            if head == 0 {
+                return size.ok_or("has no size");
+            }
+            id = match head >> 4 {
+                0 => zigzag(self.number()?) as u64,
+                more => id.wrapping_add(u64::from(more)),
+            };
+            match head & 15 {
+                5 if id == SIZE => {
+                    size = Some(u64::try_from(zigzag(self.number()?)).map_err(|_| "has no size")?);
+                }
+                kind => self.part(kind, DEPTH)?,
+            }
+        }
+    }
+
+    fn items(&mut self, size: u64, kinds: &[u8], depth: usize) -> Result<(), Wrong> {
         if kinds.iter().any(|kind| matches!(kind, 1 | 2)) {
-            return Err("its footer has a list of truth values, as no Parquet footer has");
+            return Err(ENDLESS);
         }
         if size > self.rest.len() as u64 {
-            return Err("its footer has a list that is longer than itself");
+            return Err("has a list that is longer than itself");
         }
         for _ in 0..size {
             kinds.iter().try_for_each(|kind| self.part(*kind, depth))?;
@@ -80,19 +129,19 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn pass(&mut self, bytes: u64) -> Result<(), &'static str> {
+    fn pass(&mut self, bytes: u64) -> Result<(), Wrong> {
         let rest = usize::try_from(bytes).ok().and_then(|bytes| self.rest.get(bytes..));
-        self.rest = rest.ok_or("its footer ends amid a part")?;
+        self.rest = rest.ok_or("ends amid a part")?;
         Ok(())
     }
 
-    fn byte(&mut self) -> Result<u8, &'static str> {
+    fn byte(&mut self) -> Result<u8, Wrong> {
         let byte = self.rest.first().copied();
         self.pass(1)?;
         Ok(byte.unwrap_or_default())
     }
 
-    fn number(&mut self) -> Result<u64, &'static str> {
+    fn number(&mut self) -> Result<u64, Wrong> {
         let mut number = 0;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -101,8 +150,13 @@ impl Walk<'_> {
                 return Ok(number);
             }
         }
-        Err("its footer has a number of more than 64 bits")
+        Err("has a number of more than 64 bits")
     }
+}
+
+/// A number with a sign, as it is written.
+fn zigzag(number: u64) -> i64 {
+    (number >> 1) as i64 ^ -((number & 1) as i64)
 }
 
 #[cfg(test)]
@@ -131,6 +185,23 @@ mod tests {
         ] {
             let error = check(&bytes).unwrap_err();
             assert!(error.contains(why), "{bytes:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_page_is_as_long_as_its_header_and_its_data() {
+        // type 0, 34 bytes, 20 of them once compressed, and a header of its kind with a number.
+        let header = b"\x15\x00\x15\x44\x15\x28\x2c\x15\x08\x00\x00";
+        assert_eq!(page(&[&header[..], b"data"].concat()), Page::Of(header.len() as u64 + 20));
+        // The size by its whole id; a bit more, and nothing but half of it.
+        assert_eq!(page(b"\x05\x06\x28\x00"), Page::Of(4 + 20));
+        for cut in 0..header.len() {
+            assert_eq!(page(&header[..cut]), Page::Unknown, "{cut}");
+        }
+        assert_eq!(page(b"\x15\x00\x00"), Page::Unknown);
+        assert_eq!(page(b"\x35\x27\x00"), Page::Unknown, "20 bytes less than none");
+        for list in [&b"\x19\xf1\xff\xff\xff\xff\x07"[..], b"\x15\x00\x19\x22"] {
+            assert_eq!(page(list), Page::Endless("has a list of truth values, as none has"));
         }
     }
 }

@@ -34,7 +34,7 @@ impl StageConfig for Config {
 }
 
 impl Describe for Config {
-    fn describe(&self) -> String {
+    fn describe(&self, _processes: usize) -> String {
         String::new()
     }
 }
