@@ -48,7 +48,8 @@ def tolerance(name: str, old: torch.Tensor, expect: dict[str, Any]) -> float:
         return 8 * train["lr"] if noise > 1e-5 else max(WEIGHT, 8 * noise)
     if kind == "bf16":
         return 2 * expect["bf16"]["full"]["logits_max"]
-    return LOGITS
+    noise = expect.get(kind, {}).get("noise", 0.0) if kind in ("logits", "merged_logits") else 0.0
+    return max(LOGITS, 8 * noise)
 
 
 def tensor_differences(old_path: Path, new_path: Path, where: str) -> Iterator[str]:

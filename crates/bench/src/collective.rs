@@ -7,7 +7,8 @@ use clap::Args;
 use serde_json::{Value, json};
 use stage::Layout;
 use tch::{Device, Kind, Tensor};
-use torch_ext::collective::{Group, Reduction, Store, StoreAddress};
+use torch_ext::collective::{Group, Nccl, Reduction, Store, StoreAddress};
+use torch_ext::device;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -17,6 +18,9 @@ pub(crate) struct Options {
     /// How often.
     #[arg(long, default_value_t = 50)]
     repeats: usize,
+    /// cpu: Gloo's sums; cuda: NCCL's, each process on the GPU of its `LOCAL_RANK`.
+    #[arg(long, default_value = "cpu", value_parser = ["cpu", "cuda"])]
+    device: String,
 }
 
 /// Sums a tensor over all ranks again and again: median seconds, and bytes a second that each sends in a ring. Rank 0 has the
@@ -28,9 +32,15 @@ pub(crate) fn measure(options: &Options) -> Result<Option<Value>> {
     let serve = layout.is_first() && !layout.served;
     let address = StoreAddress { host, port: *port, serve, prefix: "bench/" };
     let store = Store::connect(&address, layout.patience)?;
-    let group = Group::gloo(&store, layout.rank, layout.size, layout.patience)?;
+    let (rank, size, patience) = (layout.rank, layout.size, layout.patience);
+    let (device, group) = if options.device == "cpu" {
+        (Device::Cpu, Group::gloo(&store, rank, size, patience)?)
+    } else {
+        let device = device::resolve(&format!("cuda:{}", layout.local_rank))?;
+        (device, Group::nccl(&Nccl::load()?, &store, rank, size, device, patience)?)
+    };
     let numbers = (options.mebibytes * 1048576.0 / 4.0) as i64;
-    let tensor = Tensor::zeros([numbers], (Kind::Float, Device::Cpu));
+    let tensor = Tensor::zeros([numbers], (Kind::Float, device));
     let mut times = Vec::new();
     for _ in 0..options.repeats + 3 {
         let started = Instant::now();
@@ -43,6 +53,6 @@ pub(crate) fn measure(options: &Options) -> Result<Option<Value>> {
     let size = layout.size as f64;
     let sent = 2.0 * (size - 1.0) / size * numbers as f64 * 4.0;
     Ok(layout.is_first().then(|| {
-        json!({ "ranks": layout.size, "bytes": numbers * 4, "seconds": seconds, "bytes_per_second": sent / seconds })
+        json!({ "ranks": layout.size, "device": options.device, "bytes": numbers * 4, "seconds": seconds, "bytes_per_second": sent / seconds })
     }))
 }

@@ -144,19 +144,27 @@ fn simulate(work: Work, network: &Network, ranks: u32) -> Step {
     }
     let beside = (free - backward).max(0.0);
     let waiting = network.overlap * beside + (1.0 - network.overlap) * summing;
-    let bytes = work.compute_bytes;
     let gather = match work.zero_stage {
         0 => 0.0,
         1 | 2 => network.half(ranks, 4.0 * parameters),
-        // What is outside of the layers once a micro-batch, each layer twice.
-        _ => {
-            let layer = 2.0 * network.half(ranks, bytes * work.layer);
-            let once = network.half(ranks, bytes * work.rest);
-            work.micro_batches * (once + f64::from(work.layers) * layer)
-        }
+        _ => work.micro_batches * gatherings(work, network, ranks, summing),
     };
     let waiting = waiting * sums + gather;
     Step { seconds: work.forward + work.backward + waiting, waiting, sent: sent(work, ranks) }
+}
+
+/// Seconds in which a micro-batch waits for a divided model's parameters: what is outside of the layers once, each layer for both
+/// passes. The next layer comes while one computes, in backward when the network is not at work on sums (`summing` seconds).
+fn gatherings(work: Work, network: &Network, ranks: u32, summing: f64) -> f64 {
+    let layers = f64::from(work.layers);
+    let layer = network.half(ranks, work.compute_bytes * work.layer);
+    let pass = |seconds: f64| {
+        let beside = network.overlap * layer.min((seconds / layers).max(0.0));
+        layer + (layers - 1.0) * (layer - beside)
+    };
+    let (forward, backward) =
+        (work.forward / work.micro_batches, work.backward / work.micro_batches - summing);
+    network.half(ranks, work.compute_bytes * work.rest) + pass(forward) + pass(backward)
 }
 
 /// A table of the numbers of processes asked for.
@@ -274,6 +282,14 @@ mod tests {
         // Gradients of four buckets go one half of a sum, and seven times a bucket is brought together.
         let half = BUCKET / 2.0 / 1e9;
         assert!((divided.waiting - 11.0 * half).abs() < 1e-12, "{divided:?}");
+        // Beside the computation: the last bucket's sum, and of what is brought together what is outside of the layers and the
+        // first layer of each pass.
+        let beside = simulate(Work { zero_stage: 3, ..WORK }, &network(1e9, 1.0), 2);
+        assert!((beside.waiting - 4.0 * half).abs() < 1e-12, "{beside:?}");
+        // A network so slow that a layer takes 2 seconds, and computes 1/3 forward; in backward it has no time to spare.
+        let slow = network(BUCKET / 4.0, 1.0);
+        let waited = gatherings(Work { zero_stage: 3, ..WORK }, &slow, 2, 9.0);
+        assert!((waited - (2.0 + 2.0 + 2.0 * (2.0 - 1.0 / 3.0) + 6.0)).abs() < 1e-9, "{waited}");
     }
 
     #[test]

@@ -187,7 +187,7 @@ impl ModelConfig {
         parts.map(|part| part.shape.iter().product::<i64>() as u64).sum()
     }
 
-    /// The most parameters that a pass over a divided model has whole at a time: those outside of the layers, and a layer's.
+    /// The most parameters that a pass over a divided model has whole at a time: those outside of the layers, and two layers'.
     pub fn num_gathered_parameters(&self) -> u64 {
         let layout = layout(self);
         let numel = |part: &PartSpec| part.shape.iter().product::<i64>() as u64;
@@ -196,7 +196,7 @@ impl ModelConfig {
         };
         let units = layout.units();
         let layer = units.iter().skip(1).map(size).max();
-        units.first().map_or(0, size) + layer.unwrap_or(0)
+        units.first().map_or(0, size) + 2 * layer.unwrap_or(0)
     }
 
     /// Number of parameters in embeddings, a tied one included.

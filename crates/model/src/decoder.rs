@@ -452,7 +452,7 @@ impl Decoder {
     /// The first part of the forward pass. What is outside of the layers is there from here on.
     fn embed(&self, input_ids: &Tensor, positions: &Tensor, training: bool) -> Result<Tensor> {
         if let Some(division) = self.params.division() {
-            division.acquire(ROOT)?;
+            division.acquire(ROOT, Some(ROOT + 1))?;
         }
         let look_up = |table: &Tensor, ids| Tensor::embedding(table, ids, -1, false, false);
         let mut hidden = look_up(&self.embedding, input_ids);

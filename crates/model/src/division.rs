@@ -10,7 +10,7 @@
 //! # Deviations
 //! 1. Slices are of each parameter and whole blocks of 256, not of one long row of a unit, so that state in 8 bits is cut between
 //!    its scales.
-//! 2. A unit is not fetched before the one in front of it is through.
+//! 2. The next unit alone is fetched ahead, while a pass computes with one.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -31,12 +31,26 @@ pub trait Ranks: Debug + Send + Sync {
     /// How many there are.
     fn size(&self) -> usize;
 
-    /// Puts every rank's `own`, `[n]`, into its row of `all`, `[ranks, n]`, in every rank. All of them call it with the same
-    /// `request` in the same order.
+    /// Begins to put every rank's `own`, `[n]`, into its row of `all`, `[ranks, n]`, in every rank. All of them call it with the
+    /// same `request` in the same order.
     ///
     /// # Errors
     /// A rank is gone, or does not take part in time.
-    fn all_gather(&self, request: Request, all: &Tensor, own: &Tensor) -> anyhow::Result<()>;
+    fn all_gather(
+        &self,
+        request: Request,
+        all: &Tensor,
+        own: &Tensor,
+    ) -> anyhow::Result<Box<dyn Gathering>>;
+}
+
+/// Numbers on their way to all ranks.
+pub trait Gathering: Debug + Send {
+    /// Waits until they are there.
+    ///
+    /// # Errors
+    /// As [`Ranks::all_gather`].
+    fn wait(self: Box<Self>) -> anyhow::Result<()>;
 }
 
 /// Which numbers the ranks bring together.
@@ -140,6 +154,14 @@ struct Unit {
     blocks: Vec<Held>,
     /// Whether the whole of it is there.
     there: bool,
+    /// Its numbers in all ranks, `[ranks, columns]`, on their way.
+    coming: Option<(Tensor, Box<dyn Gathering>)>,
+}
+
+impl Unit {
+    fn needs_gathering(&self) -> bool {
+        !self.there && !self.blocks.is_empty()
+    }
 }
 
 /// What a rank holds of a block; shares its tensors.
@@ -182,7 +204,7 @@ impl Division {
         for (unit, blocks) in units.iter().enumerate() {
             places.extend(blocks.iter().enumerate().map(|(index, held)| (held.id, (unit, index))));
         }
-        let units = units.into_iter().map(|blocks| Unit { blocks, there: false }).collect();
+        let units = units.into_iter().map(|blocks| Unit { blocks, ..Unit::default() }).collect();
         Self(Arc::new(Shared { ranks, like, units: Mutex::new(units), places }))
     }
 
@@ -195,22 +217,30 @@ impl Division {
         self.0.units.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Brings a unit's parameters together, if they are not.
+    /// Brings a unit's parameters together, if they are not, and begins to fetch those of the `next`.
     ///
     /// # Errors
     /// A rank is gone; no memory.
-    pub(crate) fn acquire(&self, unit: usize) -> Result<()> {
+    pub(crate) fn acquire(&self, unit: usize, next: Option<usize>) -> Result<()> {
         let mut units = self.units();
-        if units[unit].there || units[unit].blocks.is_empty() {
-            return Ok(());
+        if units[unit].needs_gathering() {
+            let coming = units[unit].coming.take();
+            let begin = || self.begin(unit, &units[unit].blocks);
+            let (table, gathering) = coming.map_or_else(begin, Ok)?;
+            gathering.wait().map_err(Error::Ranks)?;
+            let mut column = 0;
+            for held in &units[unit].blocks {
+                no_grad(|| held.take(&table, column))?;
+                column += held.columns();
+            }
+            units[unit].there = true;
         }
-        let table = self.gather(unit, &units[unit].blocks)?;
-        let mut column = 0;
-        for held in &units[unit].blocks {
-            no_grad(|| held.take(&table, column))?;
-            column += held.columns();
+        if let Some(next) = next.and_then(|next| units.get_mut(next).map(|unit| (next, unit)))
+            && next.1.needs_gathering()
+            && next.1.coming.is_none()
+        {
+            next.1.coming = Some(self.begin(next.0, &next.1.blocks)?);
         }
-        units[unit].there = true;
         Ok(())
     }
 
@@ -224,23 +254,30 @@ impl Division {
         units[unit].blocks.iter().try_for_each(|held| Ok(memory::release(&held.compute)?))
     }
 
-    /// Gives up the memory of all whole parameters.
+    /// Gives up the memory of all whole parameters, and what is on its way.
     ///
     /// # Errors
-    /// libtorch's.
+    /// A rank is gone; libtorch's.
     pub fn release_all(&self) -> Result<()> {
         let count = self.units().len();
-        (0..count).try_for_each(|unit| self.release(unit))
+        for unit in 0..count {
+            let coming = self.units()[unit].coming.take();
+            if let Some((_, gathering)) = coming {
+                gathering.wait().map_err(Error::Ranks)?;
+            }
+            self.release(unit)?;
+        }
+        Ok(())
     }
 
-    /// A unit's numbers in all ranks, `[ranks, columns]`, in the compute type.
-    fn gather(&self, unit: usize, blocks: &[Held]) -> Result<Tensor> {
+    /// Begins to bring a unit's numbers in all ranks together, `[ranks, columns]`, in the compute type.
+    fn begin(&self, unit: usize, blocks: &[Held]) -> Result<(Tensor, Box<dyn Gathering>)> {
         let Shared { ranks, like: (kind, device), .. } = &*self.0;
         let rows: Vec<Tensor> = blocks.iter().map(|held| held.own.to_kind(*kind)).collect();
         let own = no_grad(|| Tensor::cat(&rows, 0));
         let all = Tensor::empty([ranks.size() as i64, own.size()[0]], (*kind, *device));
-        ranks.all_gather(Request::Unit(unit), &all, &own).map_err(Error::Ranks)?;
-        Ok(all)
+        let gathering = ranks.all_gather(Request::Unit(unit), &all, &own).map_err(Error::Ranks)?;
+        Ok((all, gathering))
     }
 
     /// All numbers of one parameter, `[numel]`, in the type in which they are held.
@@ -255,7 +292,8 @@ impl Division {
         let own = own.narrow(0, slots[part].column, slot.width);
         let like = (own.kind(), own.device());
         let all = Tensor::empty([ranks.size() as i64, slot.width], like);
-        ranks.all_gather(Request::Part { block, part }, &all, &own).map_err(Error::Ranks)?;
+        let gathering = ranks.all_gather(Request::Part { block, part }, &all, &own);
+        gathering.and_then(Gathering::wait).map_err(Error::Ranks)?;
         let numbers = Tensor::empty([slot.numel], like);
         no_grad(|| slot.read(&all, &numbers));
         Ok(numbers)
@@ -271,7 +309,9 @@ impl Division {
             Request::Unit(unit) => {
                 let units = self.units();
                 let unknown = || Error::Input(format!("there is no unit {unit}"));
-                self.gather(unit, &units.get(unit).ok_or_else(unknown)?.blocks).map(drop)
+                let (_, gathering) =
+                    self.begin(unit, &units.get(unit).ok_or_else(unknown)?.blocks)?;
+                gathering.wait().map_err(Error::Ranks)
             }
         }
     }
@@ -289,11 +329,13 @@ impl Division {
     ) -> Result<Tensor> {
         let leaving = self.clone();
         let input = at_gradient(input, move || leaving.release(unit))?;
-        self.acquire(unit)?;
+        self.acquire(unit, Some(unit + 1))?;
         let output = run(&input);
         self.release(unit)?;
         let entering = self.clone();
-        at_gradient(&output?, move || entering.acquire(unit))
+        // The units of a backward pass come in the reverse order; what is outside of the layers is there.
+        let before = unit.checked_sub(1).filter(|before| *before > ROOT);
+        at_gradient(&output?, move || entering.acquire(unit, before))
     }
 }
 

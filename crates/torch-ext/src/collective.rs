@@ -122,11 +122,7 @@ pub struct Group {
 }
 
 #[derive(Debug)]
-struct RawGroup {
-    raw: *mut c_void,
-    /// Whether an operation can be waited for with a time and then again.
-    polls: bool,
-}
+struct RawGroup(*mut c_void);
 
 // SAFETY: Gloo's group runs operations on threads of its own and takes locks to start them; NCCL's is behind a lock.
 unsafe impl Send for RawGroup {}
@@ -136,7 +132,7 @@ unsafe impl Sync for RawGroup {}
 impl Drop for RawGroup {
     fn drop(&mut self) {
         // SAFETY: owned, and dropped once.
-        unsafe { ffi::te_group_free(self.raw) }
+        unsafe { ffi::te_group_free(self.0) }
     }
 }
 
@@ -148,7 +144,7 @@ impl Group {
     pub fn gloo(store: &Store, rank: usize, size: usize, timeout: Duration) -> Result<Self> {
         let (own, all) = (number(rank)?, number(size)?);
         // SAFETY: borrows the store; `raw` receives an owned group on success.
-        Self::connect(rank, size, false, |raw| unsafe {
+        Self::connect(rank, size, |raw| unsafe {
             ffi::te_group_gloo(store.0, own, all, millis(timeout), raw)
         })
     }
@@ -156,12 +152,20 @@ impl Group {
     fn connect(
         rank: usize,
         size: usize,
-        polls: bool,
         start: impl FnOnce(*mut *mut c_void) -> *mut c_char,
     ) -> Result<Self> {
         let mut raw = std::ptr::null_mut();
         ffi::check("group", start(&raw mut raw))?;
-        Ok(Self { raw: Arc::new(RawGroup { raw, polls }), rank, size })
+        Ok(Self { raw: Arc::new(RawGroup(raw)), rank, size })
+    }
+
+    /// Ends what is under way on NCCL, from any thread: it fails, as all operations after it do. Gloo's go on, which notice by
+    /// themselves when a rank is gone.
+    pub fn abort(&self) {
+        // SAFETY: borrows the group, which takes a lock.
+        let message = unsafe { ffi::te_group_abort(self.raw.0) };
+        // Nothing is left to be done where this fails.
+        let _ = ffi::check("abort", message);
     }
 
     /// This process's number.
@@ -187,7 +191,7 @@ impl Group {
         };
         // SAFETY: borrows group and tensor; the operation keeps its own reference to the tensor.
         self.begin("all_reduce", |out| unsafe {
-            ffi::te_group_all_reduce(self.raw.raw, ffi::ptr(tensor), op, out)
+            ffi::te_group_all_reduce(self.raw.0, ffi::ptr(tensor), op, out)
         })
     }
 
@@ -198,7 +202,7 @@ impl Group {
     pub fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Work> {
         // SAFETY: as in `all_reduce`; a rank fits, or the group would not be there.
         self.begin("broadcast", |out| unsafe {
-            ffi::te_group_broadcast(self.raw.raw, ffi::ptr(tensor), root as i32, out)
+            ffi::te_group_broadcast(self.raw.0, ffi::ptr(tensor), root as i32, out)
         })
     }
 
@@ -209,7 +213,7 @@ impl Group {
     pub fn all_gather(&self, all: &Tensor, own: &Tensor) -> Result<Work> {
         // SAFETY: as in `all_reduce`.
         self.begin("all_gather", |out| unsafe {
-            ffi::te_group_all_gather(self.raw.raw, ffi::ptr(all), ffi::ptr(own), out)
+            ffi::te_group_all_gather(self.raw.0, ffi::ptr(all), ffi::ptr(own), out)
         })
     }
 
@@ -220,7 +224,7 @@ impl Group {
     pub fn reduce_scatter(&self, own: &Tensor, all: &Tensor) -> Result<Work> {
         // SAFETY: as in `all_reduce`.
         self.begin("reduce_scatter", |out| unsafe {
-            ffi::te_group_reduce_scatter(self.raw.raw, ffi::ptr(own), ffi::ptr(all), out)
+            ffi::te_group_reduce_scatter(self.raw.0, ffi::ptr(own), ffi::ptr(all), out)
         })
     }
 
@@ -231,7 +235,7 @@ impl Group {
     ) -> Result<Work> {
         let mut raw = std::ptr::null_mut();
         ffi::check(op, start(&raw mut raw))?;
-        Ok(Work { raw, op, group: Arc::clone(&self.raw) })
+        Ok(Work { raw, op, _group: Arc::clone(&self.raw) })
     }
 }
 
@@ -242,7 +246,7 @@ pub struct Work {
     raw: *mut c_void,
     op: &'static str,
     /// Its threads do the work.
-    group: Arc<RawGroup>,
+    _group: Arc<RawGroup>,
 }
 
 // SAFETY: c10d's work objects take locks; any thread may wait.
@@ -254,27 +258,8 @@ impl Work {
     /// # Errors
     /// A rank is gone, or did not take part in time.
     pub fn wait(self) -> Result<()> {
-        if self.wait_millis(0)? {
-            return Ok(());
-        }
-        Err(TorchError::argument(self.op, "the operation was given up"))
-    }
-
-    /// Whether the tensors are there within so much time. Gloo's operations are waited for as [`wait`](Self::wait) does: they
-    /// notice by themselves when a rank is gone.
-    ///
-    /// # Errors
-    /// As [`wait`](Self::wait).
-    pub fn wait_for(&self, time: Duration) -> Result<bool> {
-        self.wait_millis(if self.group.polls { millis(time) } else { 0 })
-    }
-
-    fn wait_millis(&self, time: i64) -> Result<bool> {
-        let mut done = false;
-        // SAFETY: borrows the work; `done` receives whether it is done.
-        let message = unsafe { ffi::te_work_wait(self.raw, time, &raw mut done) };
-        ffi::check(self.op, message).map_err(without_place)?;
-        Ok(done)
+        // SAFETY: borrows the work, which drops at the end of this function.
+        ffi::check(self.op, unsafe { ffi::te_work_wait(self.raw) }).map_err(without_place)
     }
 }
 

@@ -52,6 +52,14 @@ pub enum DeviceError {
         /// The text given.
         spec: String,
     },
+    /// CUDA refuses the device.
+    #[error("device {spec} cannot be used: {reason}")]
+    Unusable {
+        /// The device asked for.
+        spec: String,
+        /// CUDA's words.
+        reason: String,
+    },
     /// The device is not on this machine or not usable.
     #[error("device {spec} is not there: CUDA: {status}; use --device cpu or auto")]
     NotThere {
@@ -92,15 +100,22 @@ pub(crate) fn reason(error: &libloading::Error) -> String {
 }
 
 /// The device that `spec` names: `auto` (the first CUDA device, else the CPU), `cpu`, `cuda`
-/// (the first) or `cuda:N`. Also sets the allocator up: see [`memory::keep_freed`].
+/// (the first) or `cuda:N`. Makes a CUDA device this thread's current one, and sets the CPU's allocator up: see
+/// [`memory::keep_freed`].
 ///
 /// # Errors
-/// The name is unknown, or that device is not there (the error says what is).
+/// The name is unknown, or that device is not there (the error says what is) or not usable.
 pub fn resolve(spec: &str) -> Result<Device, DeviceError> {
     memory::keep_freed();
     let cuda = |index: usize| {
         let status = load_cuda();
         if index < status.devices() {
+            // SAFETY: takes a number.
+            let message = unsafe { ffi::te_set_device(index as i64) };
+            ffi::check("device", message).map_err(|error| DeviceError::Unusable {
+                spec: spec.to_owned(),
+                reason: error.to_string(),
+            })?;
             Ok(Device::Cuda(index))
         } else {
             Err(DeviceError::NotThere { spec: spec.to_owned(), status })

@@ -118,6 +118,7 @@ unsafe extern "C" {
     pub(crate) fn te_version() -> *const c_char;
     pub(crate) fn te_cpu_capability(out: *mut *mut c_char) -> *mut c_char;
     pub(crate) fn te_kernel_isa() -> *const c_char;
+    pub(crate) fn te_set_device(device: i64) -> *mut c_char;
     pub(crate) fn te_device_count(out: *mut i64) -> *mut c_char;
     pub(crate) fn te_memory_stats(device: i64, out: *mut MemoryStats) -> *mut c_char;
     pub(crate) fn te_reset_peak_stats(device: i64) -> *mut c_char;
@@ -330,6 +331,7 @@ unsafe extern "C" {
         nccl: *const NcclFunctions,
         out: *mut *mut c_void,
     ) -> *mut c_char;
+    pub(crate) fn te_group_abort(group: *mut c_void) -> *mut c_char;
     pub(crate) fn te_group_free(group: *mut c_void);
     pub(crate) fn te_group_all_reduce(
         group: *mut c_void,
@@ -355,7 +357,7 @@ unsafe extern "C" {
         all: Ptr,
         work: *mut *mut c_void,
     ) -> *mut c_char;
-    pub(crate) fn te_work_wait(work: *mut c_void, time: i64, done: *mut bool) -> *mut c_char;
+    pub(crate) fn te_work_wait(work: *mut c_void) -> *mut c_char;
     pub(crate) fn te_work_free(work: *mut c_void);
     pub(crate) fn te_on_grad(
         leaf: Ptr,

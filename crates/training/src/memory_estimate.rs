@@ -167,8 +167,8 @@ mod tests {
         }))
         .unwrap();
         let n = config.num_parameters();
-        // Embedding, output layer and final norm, and a layer: 4 matrices of 8 by 8, 3 of 8 by 16, two norms.
-        let whole = 2 * 800 + 8 + 4 * 64 + 3 * 128 + 16;
+        // Embedding, output layer and final norm, and two layers: 4 matrices of 8 by 8, 3 of 8 by 16, two norms.
+        let whole = 2 * 800 + 8 + 2 * (4 * 64 + 3 * 128 + 16);
         assert_eq!(config.num_gathered_parameters(), whole);
         let at = |stage: u8| {
             let train = train(&format!("precision = \"bf16\"\nzero_stage = {stage}"));

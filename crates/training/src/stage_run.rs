@@ -23,10 +23,12 @@ use crate::world::World;
 /// If it is not there: wrong usage.
 pub fn find_device(ctx: &mut Context) -> anyhow::Result<Device> {
     let wanted = match ctx.device {
-        // Each process of a machine has a GPU of its own.
-        DeviceSpec::Auto if ctx.layout.is_shared() && device::load_cuda().devices() > 0 => {
-            DeviceSpec::Cuda(ctx.layout.local_rank)
-        }
+        // Each process of a machine has a GPU of its own; some launchers show it that one alone.
+        DeviceSpec::Auto if ctx.layout.is_shared() => match device::load_cuda().devices() {
+            0 => DeviceSpec::Auto,
+            1 => DeviceSpec::Cuda(0),
+            _ => DeviceSpec::Cuda(ctx.layout.local_rank),
+        },
         wanted => wanted,
     };
     let found = device::resolve(&wanted.to_string()).usage()?;

@@ -99,11 +99,16 @@ impl World {
             format!("{what} {host}:{port} (MASTER_ADDR, MASTER_PORT)")
         })?;
         let begun = Arc::new(AtomicU64::new(0));
-        let pulse = Pulse::start(store.reconnect()?, rank, Arc::clone(&begun))?;
+        let share = Share { rank, size };
+        let most = patience.min(LONGEST_SILENCE);
+        let pulse = Pulse::start(store.reconnect()?, share, Arc::clone(&begun), most)?;
         let group = Group::gloo(&store, rank, size, patience);
         let host = group.with_context(|| absent(&store, size)).hint(START_AGAIN)?;
-        let gpus = connect_gpus(&store, &host, device, &layout)?.map(|group| (device, group));
-        let share = Share { rank, size };
+        let gpus = connect_gpus(&store, &host, device, &layout)?;
+        if let Some(group) = &gpus {
+            pulse.look_after(group.clone());
+        }
+        let gpus = gpus.map(|group| (device, group));
         let together = Together {
             share,
             collectives: Collectives { host, gpus },
@@ -323,9 +328,6 @@ impl World {
 /// No living rank is silent for so long.
 const LONGEST_SILENCE: Duration = Duration::from_secs(30);
 
-/// How often a rank that waits for a GPU looks whether the others live.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-
 const START_AGAIN: &str = "its own output says why; start the job again and it goes on from the last checkpoint, \
                            also with another number of processes";
 
@@ -345,33 +347,38 @@ fn ranks(list: &[usize]) -> String {
     format!("rank{} {}", if list.len() == 1 { "" } else { "s" }, numbers.join(", "))
 }
 
-/// The group of the ranks' GPUs, where they have any and the user has not asked for Gloo.
+/// The group of the ranks' GPUs, where they have any and the user has not asked for Gloo. All ranks come here.
 fn connect_gpus(
     store: &Store,
     host: &Group,
     device: Device,
     layout: &Layout,
 ) -> anyhow::Result<Option<Group>> {
-    if !device.is_cuda() {
-        return Ok(None);
-    }
-    if layout.backend == Some(Backend::Gloo) {
+    let wanted = device.is_cuda() && layout.backend != Some(Backend::Gloo);
+    if device.is_cuda() && !wanted {
         tracing::info!("sums over the processes go through the host's memory: --ddp-backend gloo");
-        return Ok(None);
     }
-    let connect = || {
-        let loaded = Nccl::load();
-        // Who has none is not to be waited for.
-        let missing = Tensor::from(f64::from(u8::from(loaded.is_err())));
-        host.all_reduce(&missing, Reduction::Max)?.wait()?;
+    let loaded = wanted.then(Nccl::load);
+    // Who has none is not to be waited for: 0 without NCCL, 1 with it, 2 where it is missing.
+    let own = loaded.as_ref().map_or(0, |loaded| if loaded.is_ok() { 1 } else { 2 });
+    let codes = Tensor::from_slice(&[own, -own]);
+    host.all_reduce(&codes, Reduction::Max)?.wait()?;
+    let (most, least) = (codes.int64_value(&[0]), -codes.int64_value(&[1]));
+    let connect = |loaded: torch_ext::Result<Nccl>| {
         let nccl = loaded?;
-        anyhow::ensure!(missing.double_value(&[]) == 0.0, "another rank cannot load NCCL");
+        anyhow::ensure!(most < 2, "another rank cannot load NCCL");
+        anyhow::ensure!(least > 0, "another rank computes on the CPU or with --ddp-backend gloo");
         tracing::info!("NCCL {} connects the GPUs", nccl.version());
         Ok(Group::nccl(&nccl, store, layout.rank, layout.size, device, layout.patience)?)
     };
-    let hint = "each process needs a GPU of its own, and NCCL; with --ddp-backend gloo sums go through the host's memory, which \
-                is slower";
-    connect().context("the GPUs cannot be connected").hint(hint).map(Some)
+    let group = match loaded {
+        Some(loaded) => connect(loaded).map(Some),
+        None if most > 0 => Err(anyhow::anyhow!("another rank computes on a GPU with NCCL")),
+        None => Ok(None),
+    };
+    let hint = "all processes need a GPU of their own each, and NCCL; with --ddp-backend gloo sums go through the host's memory, \
+                which is slower";
+    group.context("the GPUs cannot be connected").hint(hint)
 }
 
 impl Together {
@@ -384,14 +391,7 @@ impl Together {
     }
 
     fn finish(&self, moving: Moving) -> anyhow::Result<()> {
-        let watch = |error| self.failed(error);
-        let mut signs = pulse::Signs::default();
-        while !moving.wait_for(LOOK_EVERY).map_err(watch)? {
-            // The first rank looks at all others and they at it: its store bears no more, and with it gone they end.
-            let ranks = if self.share.rank == 0 { 1..self.share.size } else { 0..1 };
-            ranks.into_iter().try_for_each(|rank| self.check_alive(&mut signs, rank))?;
-        }
-        moving.wait().map_err(watch)
+        moving.wait().map_err(|error| self.failed(error))
     }
 
     /// # Errors
@@ -425,6 +425,9 @@ impl Drop for Together {
     fn drop(&mut self) {
         self.pulse.stop();
         if self.failed.load(Ordering::Relaxed) {
+            if let Some((_, gpus)) = &self.collectives.gpus {
+                gpus.abort();
+            }
             // Its threads wait for a rank that does not come; the process ends without them.
             std::mem::forget(self.collectives.clone());
         }

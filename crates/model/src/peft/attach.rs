@@ -84,6 +84,9 @@ impl ChangePlan {
     }
 }
 
+/// What no adapter's rank is above.
+const MOST_RANK: i64 = 1 << 20;
+
 impl Attachment {
     /// Number of numbers that train, the model's own and the added ones.
     pub(crate) fn num_parameters(&self, layout: &ModelLayout) -> u64 {
@@ -197,7 +200,7 @@ impl Attachment {
             let &r = pattern_value(&lora.rank_pattern, &module.name)?.unwrap_or(&lora.r);
             let (inputs, outputs) = (module.inputs, module.outputs);
             // What was a PiSSA has twice its rank in the files.
-            let most = if origin == Origin::New { inputs.min(outputs) } else { i64::MAX };
+            let most = if origin == Origin::New { inputs.min(outputs) } else { MOST_RANK };
             if !(1..=most).contains(&r) {
                 let name = &module.name;
                 return Err(Error::Adapter(format!(

@@ -114,7 +114,7 @@ impl Group {
         timeout: Duration,
     ) -> Result<Self> {
         let (own, all) = (number(rank)?, number(size)?);
-        Self::connect(rank, size, true, |raw| {
+        Self::connect(rank, size, |raw| {
             // SAFETY: borrows the store; the functions are copied, and `raw` receives an owned group on success.
             unsafe {
                 ffi::te_group_nccl(store.0, own, all, device, millis(timeout), functions, raw)

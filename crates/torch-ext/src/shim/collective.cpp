@@ -76,6 +76,11 @@ char* te_group_gloo(Store* store, int32_t rank, int32_t size, int64_t timeout, G
   });
 }
 
+// Ends an NCCL group's operations.
+char* te_group_abort(Group* group) {
+  return guarded([&] { (*group)->abort(); });
+}
+
 void te_group_free(Group* group) { delete group; }
 
 char* te_group_all_reduce(Group* group, Tensor* tensor, int32_t op, Work** out) {
@@ -104,9 +109,8 @@ char* te_group_reduce_scatter(Group* group, Tensor* own, Tensor* all, Work** out
   return begin(*group, [&] { *out = new Work((*group)->_reduce_scatter_base(*own, *all)); });
 }
 
-// Without a time until the operation is done or has failed. Gloo knows no other way: a time makes it fail.
-char* te_work_wait(Work* work, int64_t time, bool* done) {
-  return guarded([&] { *done = (*work)->wait(millis(time)); });
+char* te_work_wait(Work* work) {
+  return guarded([&] { TORCH_CHECK((*work)->wait(), "the operation was given up"); });
 }
 
 void te_work_free(Work* work) { delete work; }

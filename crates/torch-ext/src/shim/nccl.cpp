@@ -4,6 +4,8 @@
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <atomic>
+#include <future>
 #include <thread>
 
 #include "collective.h"
@@ -13,6 +15,7 @@ namespace te {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr std::chrono::milliseconds kPatience{5000};
 constexpr int kSuccess = 0, kInProgress = 7;
 constexpr int kReduceSum = 0, kReduceMax = 2;
 
@@ -81,8 +84,8 @@ class Communicator {
     if (!comm_) return;
     // The others may still be reading from this rank; if they are gone there is no sense in waiting long.
     try {
-      settle(nccl_.finalize(comm_), std::min(timeout_, millis(5000)));
-      nccl_.destroy(comm_);
+      settle(nccl_.finalize(comm_), std::min(timeout_, kPatience));
+      end(nccl_.destroy);
     } catch (const std::exception&) {
       give_up();
     }
@@ -108,28 +111,36 @@ class Communicator {
   template <class F>
   void begin(F call) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    TORCH_CHECK(comm_, "NCCL was given up after an error");
+    check_alive();
     settle(call(comm_), timeout_);
   }
 
-  // Waits until `done`, an operation's end, and says whether it has come by `until`. Past `last` it is given up.
+  // Waits until `done`, an operation's end.
   template <class F>
-  bool wait(F done, Clock::time_point until, Clock::time_point last) {
+  void wait(F done) {
+    const auto last = Clock::now() + timeout_;
     for (Pause pause; !done(); pause()) {
       const std::lock_guard<std::mutex> lock(mutex_);
-      TORCH_CHECK(comm_, "NCCL was given up after an error");
+      check_alive();
       const int result = state();
       if (result != kSuccess && result != kInProgress) fail(result);
-      const auto now = Clock::now();
-      if (now >= last) time_out();
-      if (now >= until) return false;
+      if (Clock::now() >= last) time_out();
     }
-    return true;
+    // Of what was given up the numbers are wrong.
+    const std::lock_guard<std::mutex> lock(mutex_);
+    check_alive();
   }
 
-  std::chrono::milliseconds timeout() const { return timeout_; }
+  // From any thread: ends what is under way and what another thread waits for.
+  void abort() {
+    aborted_ = true;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    give_up();
+  }
 
  private:
+  void check_alive() const { TORCH_CHECK(comm_ && !aborted_, "NCCL was given up after an error"); }
+
   int state() {
     int result = kSuccess;
     const int asked = nccl_.async_error(comm_, &result);
@@ -139,6 +150,8 @@ class Communicator {
   void settle(int result, std::chrono::milliseconds timeout) {
     const auto end = Clock::now() + timeout;
     for (Pause pause; result == kInProgress; pause()) {
+      if (aborted_) give_up();
+      check_alive();
       result = state();
       if (result == kInProgress && Clock::now() > end) time_out();
     }
@@ -163,13 +176,30 @@ class Communicator {
   }
 
   // Ends what is under way, so that nothing waits for it for ever.
-  void give_up() {
-    if (void* comm = std::exchange(comm_, nullptr)) nccl_.abort(comm);
+  void give_up() noexcept { end(nccl_.abort); }
+
+  // Parts with the communicator. Either way of NCCL's waits for the other ranks of the machine, however long they live: it is
+  // left to a thread and waited for a little.
+  void end(int (*how)(void* comm)) noexcept {
+    void* comm = std::exchange(comm_, nullptr);
+    if (!comm) return;
+    try {
+      std::promise<void> ended;
+      const auto wait = ended.get_future();
+      std::thread([how, comm, ended = std::move(ended)]() mutable {
+        how(comm);
+        ended.set_value();
+      }).detach();
+      wait.wait_for(kPatience);
+    } catch (const std::exception&) {
+      // No thread to be had: the process's end parts with it.
+    }
   }
 
   const Functions nccl_;
   const std::chrono::milliseconds timeout_;
   std::mutex mutex_;
+  std::atomic<bool> aborted_ = false;
   void* comm_ = nullptr;
 };
 
@@ -194,6 +224,8 @@ class NcclWork final : public c10d::Work {
 
   ~NcclWork() override {
     if (!shared_->stream) return;
+    const c10::DeviceGuard on_device(shared_->device);
+    end_.reset();
     // Not waited for: memory that the stream may still use is not to serve another tensor.
     for (const Tensor& tensor : tensors_)
       shared_->guard.recordDataPtrOnStream(tensor.storage().data_ptr(), *shared_->stream);
@@ -203,34 +235,33 @@ class NcclWork final : public c10d::Work {
     if (shared_->stream) end_.emplace(shared_->device.type()).record(*shared_->stream);
   }
 
-  // Waits for the device and not only on its stream: no rank is to go on with numbers that are not there. Without a time, as long
-  // as the group's operations may take since this was first called.
-  bool wait(std::chrono::milliseconds time) override {
-    const auto now = Clock::now();
-    if (!last_) last_ = now + shared_->communicator.timeout();
-    const auto until = time == kNoTimeout ? *last_ : now + time;
-    const bool done = shared_->communicator.wait([&] { return !end_ || end_->query(); }, until, *last_);
-    if (done) tensors_.clear();
-    return done;
+  // Waits for the device and not only on its stream: no rank is to go on with numbers that are not there.
+  bool wait(std::chrono::milliseconds) override {
+    const c10::DeviceGuard on_device(shared_->device);
+    shared_->communicator.wait([&] { return !end_ || end_->query(); });
+    tensors_.clear();
+    return true;
   }
 
  private:
   const std::shared_ptr<Shared> shared_;
   std::vector<Tensor> tensors_;
   std::optional<c10::Event> end_;
-  std::optional<Clock::time_point> last_;
 };
 
 class NcclGroup final : public c10d::Backend {
  public:
   NcclGroup(const Store& store, int rank, int size, at::Device device, std::chrono::milliseconds timeout,
             const Functions& nccl)
-      : Backend(rank, size), nccl_(nccl), shared_(std::make_shared<Shared>(nccl, timeout, device)) {
-    const c10::DeviceGuard guard(device);
+      : Backend(rank, size), nccl_(nccl) {
+    const c10::DeviceGuard on_device(device);
+    shared_ = std::make_shared<Shared>(nccl, timeout, device);
     shared_->communicator.init(rank, size, *store);
   }
 
   const std::string getBackendName() const override { return "nccl"; }
+
+  void abort() override { shared_->communicator.abort(); }
 
   Work allreduce(std::vector<Tensor>& tensors, const c10d::AllreduceOptions& options) override {
     const Tensor& t = tensors.at(0);
@@ -287,7 +318,7 @@ class NcclGroup final : public c10d::Backend {
   }
 
   const Functions nccl_;
-  const std::shared_ptr<Shared> shared_;
+  std::shared_ptr<Shared> shared_;
 };
 
 }  // namespace te

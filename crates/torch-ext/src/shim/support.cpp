@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/Version.h>
+#include <c10/core/DeviceGuard.h>
 #include <torch/headeronly/version.h>
 
 #include <mutex>
@@ -80,6 +81,10 @@ char* te_cpu_capability(char** out) {
   return guarded([&] { *out = text(at::get_cpu_capability()); });
 }
 
+char* te_set_device(int64_t device) {
+  return guarded([&] { at::accelerator::setDeviceIndex(static_cast<c10::DeviceIndex>(device)); });
+}
+
 char* te_device_count(int64_t* out) {
   return guarded([&] { *out = device_count(); });
 }
@@ -125,6 +130,8 @@ char* te_storage_restore(Tensor* tensor) {
     auto* storage = whole_storage(*tensor);
     const auto bytes = static_cast<size_t>(tensor->numel() * tensor->element_size());
     if (storage->nbytes() == bytes) return;
+    // CUDA's allocator takes the device that is current.
+    const c10::DeviceGuard on_device(tensor->device());
     storage->set_data_ptr_noswap(at::GetAllocator(tensor->device().type())->allocate(bytes));
     storage->set_nbytes(bytes);
   });

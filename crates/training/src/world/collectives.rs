@@ -1,7 +1,5 @@
 //! Sums and copies of tensors wherever they are: between GPUs by NCCL, otherwise by Gloo in the host's memory.
 
-use std::time::Duration;
-
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::Result;
 use torch_ext::collective::{Group, Reduction, Work};
@@ -24,18 +22,10 @@ pub(super) struct Moving {
 }
 
 impl Moving {
-    /// Whether the operation is done within so much time, or more: [`Work::wait_for`].
-    ///
-    /// # Errors
-    /// A rank is gone, or did not take part in time.
-    pub(super) fn wait_for(&self, time: Duration) -> Result<bool> {
-        self.work.wait_for(time)
-    }
-
     /// Waits until the tensors are there.
     ///
     /// # Errors
-    /// As [`wait_for`](Self::wait_for).
+    /// A rank is gone, or did not take part in time.
     pub(super) fn wait(self) -> Result<()> {
         self.work.wait()?;
         if let Some((mut tensor, copy)) = self.copied {

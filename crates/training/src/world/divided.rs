@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyhow::bail;
-use model::division::{Division, Ranks, Request};
+use model::division::{Division, Gathering, Ranks, Request};
 use stage::{Interrupted, Signal};
 use tch::{Kind, Tensor};
 
-use super::{Together, World};
+use super::{Pending, Together, World};
 
 /// What the first rank tells the others while it leads: a kind and two numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl World {
             return serve(together, division).map(|()| None);
         }
         together.leads.store(true, Ordering::Relaxed);
-        let result = f();
+        let result = f().and_then(|result| Ok(division.release_all().map(|()| result)?));
         together.leads.store(false, Ordering::Relaxed);
         let order = match &result {
             Ok(_) => Order::Done,
@@ -97,7 +97,8 @@ fn serve(together: &Together, division: &Division) -> anyhow::Result<()> {
         told.f_copy_data(&mut numbers, 3)?;
         match Order::from_numbers(numbers) {
             Order::Give(request) => division.answer(request)?,
-            Order::Done => return Ok(()),
+            // As the first rank does, so that all have the same parts whole afterwards: none.
+            Order::Done => return Ok(division.release_all()?),
             Order::Stopped(signal) => return Err(Interrupted(signal).into()),
             Order::Failed => bail!("rank 0 has failed; its own output says why"),
         }
@@ -113,13 +114,31 @@ impl Ranks for World {
         self.share.size
     }
 
-    fn all_gather(&self, request: Request, all: &Tensor, own: &Tensor) -> anyhow::Result<()> {
+    fn all_gather(
+        &self,
+        request: Request,
+        all: &Tensor,
+        own: &Tensor,
+    ) -> anyhow::Result<Box<dyn Gathering>> {
         if let Some(together) = &self.together
             && together.leads.load(Ordering::Relaxed)
         {
             tell(together, Order::Give(request))?;
         }
-        Self::all_gather(self, all, own)
+        let pending = self.start(|of_all| of_all.all_gather(all, own))?;
+        Ok(Box::new(Coming { world: self.clone(), pending }))
+    }
+}
+
+#[derive(Debug)]
+struct Coming {
+    world: World,
+    pending: Pending,
+}
+
+impl Gathering for Coming {
+    fn wait(self: Box<Self>) -> anyhow::Result<()> {
+        self.world.finish(self.pending)
     }
 }
 

@@ -2,14 +2,18 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use data::batch::Share;
 use torch_ext::TorchError;
-use torch_ext::collective::Store;
+use torch_ext::collective::{Group, Store};
 
 const BEAT: Duration = Duration::from_secs(1);
+
+/// Beats from one look at the others to the next.
+const LOOK_EVERY: u64 = 5;
 
 /// The key of a rank's signs: a count that goes up with every beat, and the collectives it has begun.
 pub(super) fn key(rank: usize) -> String {
@@ -21,37 +25,65 @@ fn verdict_key(rank: usize) -> String {
     format!("verdict/{rank}")
 }
 
-/// A thread that gives signs of life until it is stopped.
+/// A thread that gives signs of life until it is stopped, and looks after the group of the ranks' GPUs, which does not notice by
+/// itself when one is gone.
 #[derive(Debug)]
-pub(super) struct Pulse(Arc<AtomicBool>);
+pub(super) struct Pulse {
+    stop: Arc<AtomicBool>,
+    gpus: Arc<Mutex<Option<Group>>>,
+}
 
 impl Pulse {
+    /// A rank that is silent for longer than `most` is gone.
     pub(super) fn start(
         store: Store,
-        rank: usize,
+        share: Share,
         begun: Arc<AtomicU64>,
+        most: Duration,
     ) -> Result<Self, TorchError> {
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let sign = move |count: u64| {
-            store.set(&key(rank), &format!("{count} {}", begun.load(Ordering::Relaxed)))
+        let gpus: Arc<Mutex<Option<Group>>> = Arc::default();
+        let (stopped, guarded) = (Arc::clone(&stop), Arc::clone(&gpus));
+        let sign = move |store: &Store, count: u64| {
+            store.set(&key(share.rank), &format!("{count} {}", begun.load(Ordering::Relaxed)))
         };
-        sign(0)?;
+        sign(&store, 0)?;
         // Not waited for at the end: the store may be gone and keep it waiting.
         thread::spawn(move || {
+            let mut signs = Signs::default();
             for count in 1.. {
                 thread::sleep(BEAT);
-                if stopped.load(Ordering::Relaxed) || sign(count).is_err() {
+                if stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                let beat = sign(&store, count);
+                let group = lock(&guarded).clone();
+                if let Some(group) = group.filter(|_| beat.is_err() || count % LOOK_EVERY == 0)
+                    && (beat.is_err() || signs.any_longer_than(most, &store, share))
+                {
+                    group.abort();
+                }
+                if beat.is_err() {
                     return;
                 }
             }
         });
-        Ok(Self(stop))
+        Ok(Self { stop, gpus })
+    }
+
+    /// Ends the operations of `group` when a rank is gone.
+    pub(super) fn look_after(&self, group: Group) {
+        *lock(&self.gpus) = Some(group);
     }
 
     pub(super) fn stop(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.stop.store(true, Ordering::Relaxed);
+        *lock(&self.gpus) = None;
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// When each rank's sign was last another than before.
@@ -67,6 +99,13 @@ impl Signs {
             *last = (sign, Instant::now());
         }
         Ok(last.1.elapsed())
+    }
+
+    /// Whether a rank that this one looks after is silent for too long. The first rank looks after all others and they after it:
+    /// its store bears no more, and with it gone they end.
+    fn any_longer_than(&mut self, most: Duration, store: &Store, share: Share) -> bool {
+        let mut ranks = if share.rank == 0 { 1..share.size } else { 0..1 };
+        ranks.any(|rank| self.silence(store, rank).is_ok_and(|silent| silent > most))
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use tch::{Kind, Tensor};
 
@@ -60,6 +61,8 @@ static MEETINGS: Mutex<Option<Meetings>> = Mutex::new(None);
 static IDS: AtomicU64 = AtomicU64::new(1);
 static DESTROYED: AtomicUsize = AtomicUsize::new(0);
 static ABORTED: AtomicUsize = AtomicUsize::new(0);
+/// Whether `abort` waits, as NCCL's does for the machine's other ranks.
+static WAITS: AtomicBool = AtomicBool::new(false);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -135,6 +138,9 @@ unsafe extern "C" fn destroy(comm: *mut c_void) -> c_int {
 }
 
 unsafe extern "C" fn abort(comm: *mut c_void) -> c_int {
+    while WAITS.load(Ordering::Relaxed) {
+        thread::sleep(Duration::from_millis(20));
+    }
     // SAFETY: as in `destroy`.
     drop(unsafe { Box::from_raw(comm.cast::<Comm>()) });
     ABORTED.fetch_add(1, Ordering::Relaxed);
@@ -411,6 +417,36 @@ fn a_rank_that_does_not_take_part_is_an_error_within_the_time() {
     });
     assert_eq!(errors, [None, Some("all_reduce: NCCL timed out after 500 ms".to_owned())]);
     assert_eq!(ends(), (before.0 + 1, before.1 + 1));
+}
+
+#[test]
+fn another_thread_ends_what_a_rank_waits_for_though_nccl_does_not_come_back() {
+    let _turn = lock(&ONE_TEST);
+    let before = ends();
+    WAITS.store(true, Ordering::Relaxed);
+    let started = Instant::now();
+    let errors = in_ranks(2, 60 * SECOND, |rank, group| {
+        if rank == 0 {
+            return None;
+        }
+        let other = group.clone();
+        let ends = thread::spawn(move || {
+            thread::sleep(SECOND / 5);
+            other.abort();
+            other.abort();
+        });
+        let sum = Tensor::from_slice(&[1.0_f32]);
+        let error = group.all_reduce(&sum, Reduction::Sum).err().unwrap().to_string();
+        ends.join().unwrap();
+        Some(error)
+    });
+    assert!(started.elapsed() < 30 * SECOND, "{:?}", started.elapsed());
+    assert_eq!(errors, [None, Some("all_reduce: NCCL was given up after an error".to_owned())]);
+    assert_eq!(ends(), (before.0 + 1, before.1));
+    WAITS.store(false, Ordering::Relaxed);
+    while ends().1 == before.1 {
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]
