@@ -393,6 +393,18 @@ fn damaged_and_foreign_files_are_named() {
 }
 
 #[test]
+fn a_rank_that_no_adapter_has_is_refused_before_its_numbers_are_counted() {
+    let dir = base(Architecture::Qwen2);
+    let (out, _) = saved(dir.path(), &lora(|_| {}));
+    change(out.path(), &[("rank_pattern", json!({"q_proj": i64::MAX}))]);
+    let files = AdapterFiles::open(out.path()).unwrap();
+    let config = ModelConfig::from_dir(dir.path()).unwrap();
+    let error = files.trainable_parameters(&config).unwrap_err().to_string();
+    assert!(error.contains("a rank of 9223372036854775807 does not fit"), "{error}");
+    assert!(error.contains("give from 1 to 1048576"), "{error}");
+}
+
+#[test]
 fn ia3_and_bottlenecks_say_what_they_do_not_know() {
     let dir = base(Architecture::Qwen2);
     let (out, _) = saved(dir.path(), &ia3());
