@@ -126,13 +126,17 @@ mod tests {
         toml::from_str(&text).unwrap()
     }
 
-    #[test]
-    fn sixteen_bytes_a_parameter_in_fp32_and_twenty_in_bf16() {
-        let config = ModelConfig::from_json(&json!({
+    fn llama() -> ModelConfig {
+        ModelConfig::from_json(&json!({
             "model_type": "llama", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
             "num_attention_heads": 2, "max_position_embeddings": 64,
         }))
-        .unwrap();
+        .unwrap()
+    }
+
+    #[test]
+    fn sixteen_bytes_a_parameter_in_fp32_and_twenty_in_bf16() {
+        let config = llama();
         let n = config.num_parameters();
         let plain = MemoryEstimate::new(&config, &train(""), None, 64, 1);
         assert_eq!(plain.weights + plain.gradients + plain.optimizer, 16 * n);
@@ -161,11 +165,7 @@ mod tests {
 
     #[test]
     fn each_of_two_processes_has_half_of_what_is_divided() {
-        let config = ModelConfig::from_json(&json!({
-            "model_type": "llama", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "max_position_embeddings": 64,
-        }))
-        .unwrap();
+        let config = llama();
         let n = config.num_parameters();
         // Embedding, output layer and final norm, and two layers: 4 matrices of 8 by 8, 3 of 8 by 16, two norms.
         let whole = 2 * 800 + 8 + 2 * (4 * 64 + 3 * 128 + 16);

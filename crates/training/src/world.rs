@@ -26,7 +26,7 @@ use serde::de::DeserializeOwned;
 use stage::{Backend, Context, ErrorExt as _, Hint, Layout};
 use tch::{Device, Kind, Tensor};
 use torch_ext::TorchError;
-use torch_ext::collective::{Group, Nccl, Reduction, Store, StoreAddress};
+use torch_ext::collective::{Group, Nccl, Reduction, Store, StoreAddress, Work};
 
 use self::collectives::{Collectives, Moving};
 use self::pulse::Pulse;
@@ -362,7 +362,8 @@ fn connect_gpus(
     // Who has none is not to be waited for: 0 without NCCL, 1 with it, 2 where it is missing.
     let own = loaded.as_ref().map_or(0, |loaded| if loaded.is_ok() { 1 } else { 2 });
     let codes = Tensor::from_slice(&[own, -own]);
-    host.all_reduce(&codes, Reduction::Max)?.wait()?;
+    let agreed = host.all_reduce(&codes, Reduction::Max).and_then(Work::wait);
+    agreed.context("a rank is gone").hint(START_AGAIN)?;
     let (most, least) = (codes.int64_value(&[0]), -codes.int64_value(&[1]));
     let connect = |loaded: torch_ext::Result<Nccl>| {
         let nccl = loaded?;

@@ -224,11 +224,15 @@ class NcclWork final : public c10d::Work {
 
   ~NcclWork() override {
     if (!shared_->stream) return;
-    const c10::DeviceGuard on_device(shared_->device);
-    end_.reset();
-    // Not waited for: memory that the stream may still use is not to serve another tensor.
-    for (const Tensor& tensor : tensors_)
-      shared_->guard.recordDataPtrOnStream(tensor.storage().data_ptr(), *shared_->stream);
+    try {
+      const c10::DeviceGuard on_device(shared_->device);
+      end_.reset();
+      // Not waited for: memory that the stream may still use is not to serve another tensor.
+      for (const Tensor& tensor : tensors_)
+        shared_->guard.recordDataPtrOnStream(tensor.storage().data_ptr(), *shared_->stream);
+    } catch (const std::exception&) {
+      // CUDA has failed: what is done next with it says why.
+    }
   }
 
   void begun() {
