@@ -28,6 +28,11 @@ use crate::thrift::{self, Page};
 /// The footer key under which temper keeps its JSON.
 const FOOTER_KEY: &str = "temper";
 
+/// What a row group's pages may take once unpacked, one of each column: so much, or so many times what its columns take
+/// packed. zstd alone packs better, and only what says nothing.
+const UNPACKED_BYTES: u64 = 256 << 20;
+const UNPACKED_TIMES: u64 = 4096;
+
 /// A Parquet file being written; it has its name only after [`finish`](Self::finish).
 pub(crate) struct ParquetSink {
     writer: ArrowWriter<AtomicFile>,
@@ -69,6 +74,9 @@ impl ParquetSink {
 }
 
 /// A Parquet file open for reading: the footer in memory, row groups read on demand from any thread.
+///
+/// Types are Parquet's own. The Arrow schema that writers add to the footer is not looked at: it could only say again what
+/// text is (large, a view, a dictionary), and one of a few kilobytes can name fields without end.
 #[derive(Debug, Clone)]
 pub struct ParquetSource {
     path: PathBuf,
@@ -96,7 +104,8 @@ impl ParquetSource {
             path: path.to_path_buf(),
             what: format!("its footer {what}"),
         })?;
-        let footer = guarded(path, || ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))?;
+        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+        let footer = guarded(path, || ArrowReaderMetadata::load(&file, options))?;
         check_places(path, &footer, file.len)?;
         Ok(Self { path: path.to_path_buf(), file, footer })
     }
@@ -154,21 +163,37 @@ impl ParquetSource {
         }))
     }
 
-    /// Refuses a page header that the library would not come to an end with. What is no header is left to the library's words.
+    /// Refuses a page header that the library would not come to an end with, and pages said to take more memory than such
+    /// a file can fill. What is no header is left to the library's words.
     fn check_pages(&self, group: usize) -> Result<()> {
+        let fail = |what| Err(Error::Parquet { path: self.path.clone(), what });
+        let (mut packed, mut unpacked) = (0_u64, 0_u64);
         for column in self.footer.metadata().row_group(group).columns() {
             let (mut at, end) = place(column).unwrap_or_default();
+            packed += end - at;
+            let mut largest = 0;
             while at < end {
                 match self.page(at, end) {
-                    Page::Of(length) => at = at.saturating_add(length),
+                    Page::Of { length, unpacked } => {
+                        at = at.saturating_add(length);
+                        largest = largest.max(unpacked);
+                    }
                     Page::Unknown => break,
                     Page::Endless(what) => {
                         let name = column.column_path().string();
-                        let what = format!("a page header of the column {name} {what}");
-                        return Err(Error::Parquet { path: self.path.clone(), what });
+                        return fail(format!("a page header of the column {name} {what}"));
                     }
                 }
             }
+            unpacked = unpacked.saturating_add(largest);
+        }
+        // Columns may lie over one another.
+        let packed = packed.min(self.file.len);
+        if unpacked > packed.saturating_mul(UNPACKED_TIMES).max(UNPACKED_BYTES) {
+            return fail(format!(
+                "pages of row group {group} are said to take {unpacked} bytes once unpacked, where its columns take \
+                 {packed} bytes: over {UNPACKED_TIMES} times as much"
+            ));
         }
         Ok(())
     }
@@ -305,7 +330,8 @@ impl Read for ReadFrom {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{ArrayRef, Int64Array};
+    use arrow::array::{ArrayRef, Int64Array, StringArray};
+    use parquet::arrow::arrow_writer::ArrowWriterOptions;
 
     use super::*;
 
@@ -338,7 +364,7 @@ mod tests {
         assert_eq!(rows.sum::<usize>(), 100_000);
         let (first, end) = place(source.footer.metadata().row_group(0).column(0)).unwrap();
         let mut pages = vec![first];
-        while let Page::Of(length) = source.page(*pages.last().unwrap(), end) {
+        while let Page::Of { length, .. } = source.page(*pages.last().unwrap(), end) {
             pages.push(pages.last().unwrap() + length);
         }
         assert!(pages.len() > 3 && *pages.last().unwrap() == end, "{pages:?} up to {end}");
@@ -353,6 +379,64 @@ mod tests {
         let error = source.batches(0, 1000).err().unwrap().to_string();
         let what = "a page header of the column 수 has a list of truth values, as none has";
         assert!(error.starts_with(&path.display().to_string()) && error.contains(what), "{error}");
+    }
+
+    #[test]
+    fn pages_said_to_take_more_than_their_file_can_fill_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.parquet");
+        let numbers: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
+        let batch = RecordBatch::try_from_iter([("a", Arc::clone(&numbers)), ("b", numbers)]);
+        let batch = batch.unwrap();
+        let mut sink = ParquetSink::create(&path, batch.schema()).unwrap();
+        sink.write_group(&batch).unwrap();
+        sink.finish(None).unwrap();
+        let bytes = fs_err::read(&path).unwrap();
+        let size = |value: u64| {
+            // Zigzag, seven bits in each of five bytes.
+            let byte = |n: u32| (value << 1 >> (7 * n)) as u8 & 0x7f | if n < 4 { 0x80 } else { 0 };
+            (0..5).map(byte).collect::<Vec<u8>>()
+        };
+        // The first page of each column becomes one that is said to take so many bytes.
+        let claiming = |claim: u64| {
+            let source = ParquetSource::open(&path).unwrap();
+            let group = source.footer.metadata().row_group(0);
+            let mut changed = bytes.clone();
+            for column in group.columns() {
+                let at = place(column).unwrap().0 as usize;
+                // A dictionary page (type 2) of so many bytes, packed into none.
+                let header = [&b"\x15\x04\x15"[..], &size(claim), b"\x15\x00\x00"].concat();
+                changed[at..at + header.len()].copy_from_slice(&header);
+            }
+            let changed_path = dir.path().join("b.parquet");
+            fs_err::write(&changed_path, changed).unwrap();
+            ParquetSource::open(&changed_path).unwrap().check_pages(0)
+        };
+        claiming(UNPACKED_BYTES / 2).unwrap();
+        let error = claiming(UNPACKED_BYTES / 2 + 1).unwrap_err().to_string();
+        assert!(error.contains("b.parquet"), "{error}");
+        let what = "pages of row group 0 are said to take 268435458 bytes once unpacked, where its columns take ";
+        assert!(error.contains(what), "{error}");
+    }
+
+    #[test]
+    fn an_arrow_schema_in_the_footer_is_not_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.parquet");
+        let text: ArrayRef = Arc::new(StringArray::from(vec!["하나", "two"]));
+        let batch = RecordBatch::try_from_iter([("text", text)]).unwrap();
+        let file = std::fs::File::create(&path).unwrap();
+        let options = ArrowWriterOptions::new().with_skip_arrow_metadata(true);
+        let mut writer = ArrowWriter::try_new_with_options(file, batch.schema(), options).unwrap();
+        writer.write(&batch).unwrap();
+        let lie = KeyValue::new("ARROW:schema".to_owned(), "no schema".to_owned());
+        writer.append_key_value_metadata(lie);
+        writer.close().unwrap();
+
+        let source = ParquetSource::open(&path).unwrap();
+        let rows: Vec<_> = source.batches(0, 10).unwrap().map(Result::unwrap).collect();
+        assert_eq!(rows.len(), 1);
+        assert_eq!(rows[0].column(0), batch.column(0));
     }
 
     #[test]

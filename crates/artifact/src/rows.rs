@@ -2,7 +2,7 @@
 //!
 //! A table is written and read row by row in bounded memory. Columns are named and typed; a file may
 //! have more columns than a reader asks for, and other tools' equivalent types are accepted
-//! (`large_utf8`, `utf8_view`, dictionaries, narrower numbers).
+//! (narrower numbers; large text, views and dictionaries are all text in Parquet).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,8 +50,7 @@ impl Kind {
     /// Whether a column of another tool can be read as this without loss of meaning.
     fn reads(self, found: &DataType) -> bool {
         match found {
-            DataType::Dictionary(_, values) => self.reads(values),
-            DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => self == Self::Text,
+            DataType::Utf8 => self == Self::Text,
             DataType::Boolean => self == Self::Bool,
             DataType::Float16 | DataType::Float32 => matches!(self, Self::Float32 | Self::Float64),
             DataType::Float64 => matches!(self, Self::Float32 | Self::Float64),

@@ -31,8 +31,8 @@ pub(crate) fn check(bytes: &[u8]) -> Result<(), Wrong> {
 /// What a column's bytes begin with.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Page {
-    /// A page, with so many bytes from the beginning of its header to its end.
-    Of(u64),
+    /// A page, with so many bytes from the beginning of its header to its end, and so many once its data are unpacked.
+    Of { length: u64, unpacked: u64 },
     /// No header that could be read; one that needs more bytes, it may be.
     Unknown,
     /// A header that the library would not come to an end with, and why.
@@ -42,8 +42,10 @@ pub(crate) enum Page {
 /// Looks at the header of a page.
 pub(crate) fn page(bytes: &[u8]) -> Page {
     let mut walk = Walk { rest: bytes };
-    match walk.page_size() {
-        Ok(size) => Page::Of((bytes.len() - walk.rest.len()) as u64 + size),
+    match walk.page_sizes() {
+        Ok((unpacked, packed)) => {
+            Page::Of { length: (bytes.len() - walk.rest.len()) as u64 + packed, unpacked }
+        }
         Err(ENDLESS) => Page::Endless(ENDLESS),
         Err(_) => Page::Unknown,
     }
@@ -94,22 +96,25 @@ impl Walk<'_> {
         }
     }
 
-    /// Passes over a page's header; its field `compressed_page_size`.
-    fn page_size(&mut self) -> Result<u64, Wrong> {
-        const SIZE: u64 = 3;
-        let (mut id, mut size) = (0_u64, None);
+    /// Passes over a page's header; its fields `uncompressed_page_size` and `compressed_page_size`.
+    fn page_sizes(&mut self) -> Result<(u64, u64), Wrong> {
+        const UNPACKED: u64 = 2;
+        const PACKED: u64 = 3;
+        let (mut id, mut sizes) = (0_u64, [None; 2]);
         loop {
             let head = self.byte()?;
             if head == 0 {
-                return size.ok_or("has no size");
+                let [unpacked, packed] = sizes;
+                return unpacked.zip(packed).ok_or("has no size");
             }
             id = match head >> 4 {
                 0 => zigzag(self.number()?) as u64,
                 more => id.wrapping_add(u64::from(more)),
             };
             match head & 15 {
-                5 if id == SIZE => {
-                    size = Some(u64::try_from(zigzag(self.number()?)).map_err(|_| "has no size")?);
+                5 if matches!(id, UNPACKED | PACKED) => {
+                    let size = u64::try_from(zigzag(self.number()?)).map_err(|_| "has no size")?;
+                    sizes[usize::from(id == PACKED)] = Some(size);
                 }
                 kind => self.part(kind, DEPTH)?,
             }
@@ -192,14 +197,18 @@ mod tests {
     fn a_page_is_as_long_as_its_header_and_its_data() {
         // type 0, 34 bytes, 20 of them once compressed, and a header of its kind with a number.
         let header = b"\x15\x00\x15\x44\x15\x28\x2c\x15\x08\x00\x00";
-        assert_eq!(page(&[&header[..], b"data"].concat()), Page::Of(header.len() as u64 + 20));
-        // The size by its whole id; a bit more, and nothing but half of it.
-        assert_eq!(page(b"\x05\x06\x28\x00"), Page::Of(4 + 20));
+        let of = |header: u64| Page::Of { length: header + 20, unpacked: 34 };
+        assert_eq!(page(&[&header[..], b"data"].concat()), of(header.len() as u64));
+        // The sizes by their whole ids; a bit more, and one and then both left out.
+        assert_eq!(page(b"\x05\x04\x44\x05\x06\x28\x00"), of(7));
         for cut in 0..header.len() {
             assert_eq!(page(&header[..cut]), Page::Unknown, "{cut}");
         }
-        assert_eq!(page(b"\x15\x00\x00"), Page::Unknown);
-        assert_eq!(page(b"\x35\x27\x00"), Page::Unknown, "20 bytes less than none");
+        for none in [&b"\x25\x44\x00"[..], b"\x35\x28\x00", b"\x15\x00\x00"] {
+            assert_eq!(page(none), Page::Unknown, "{none:?}");
+        }
+        assert_eq!(page(b"\x25\x44\x15\x27\x00"), Page::Unknown, "20 bytes less than none");
+        assert_eq!(page(b"\x25\x43\x15\x28\x00"), Page::Unknown, "34 bytes less than none");
         for list in [&b"\x19\xf1\xff\xff\xff\xff\x07"[..], b"\x15\x00\x19\x22"] {
             assert_eq!(page(list), Page::Endless("has a list of truth values, as none has"));
         }

@@ -85,12 +85,9 @@ fn supported(data_type: &DataType) -> bool {
         | DataType::UInt64
         | DataType::Float32
         | DataType::Float64
-        | DataType::Utf8
-        | DataType::LargeUtf8
-        | DataType::Utf8View => true,
-        DataType::List(item) | DataType::LargeList(item) => supported(item.data_type()),
+        | DataType::Utf8 => true,
+        DataType::List(item) => supported(item.data_type()),
         DataType::Struct(fields) => fields.iter().all(|field| supported(field.data_type())),
-        DataType::Dictionary(_, values) => supported(values),
         _ => false,
     }
 }
@@ -118,21 +115,13 @@ fn value(array: &dyn Array, row: usize) -> Value {
         DataType::Float32 => float(f64::from(array.as_primitive::<Float32Type>().value(row))),
         DataType::Float64 => float(array.as_primitive::<Float64Type>().value(row)),
         DataType::Utf8 => Value::String(array.as_string::<i32>().value(row).to_owned()),
-        DataType::LargeUtf8 => Value::String(array.as_string::<i64>().value(row).to_owned()),
-        DataType::Utf8View => Value::String(array.as_string_view().value(row).to_owned()),
         DataType::List(_) => list(array.as_list::<i32>().value(row).as_ref()),
-        DataType::LargeList(_) => list(array.as_list::<i64>().value(row).as_ref()),
         DataType::Struct(fields) => {
             let columns = array.as_struct();
             let pairs = fields.iter().zip(columns.columns());
             Value::Object(
                 pairs.map(|(field, column)| (field.name().clone(), value(column, row))).collect(),
             )
-        }
-        DataType::Dictionary(_, _) => {
-            let dictionary = array.as_any_dictionary();
-            let key = dictionary.normalized_keys()[row];
-            value(dictionary.values().as_ref(), key)
         }
         _ => Value::Null,
     }

@@ -205,8 +205,8 @@ fn csv_and_tsv_follow_their_quoting_rules() {
 fn parquet_rows_become_records() {
     use ::parquet::arrow::ArrowWriter;
     use arrow::array::{
-        ArrayRef, BooleanArray, Float64Array, Int64Array, ListArray, RecordBatch, StringArray,
-        StructArray,
+        ArrayRef, BooleanArray, DictionaryArray, Float64Array, Int64Array, LargeListArray,
+        LargeStringArray, ListArray, RecordBatch, StringArray, StringViewArray, StructArray,
     };
     use arrow::datatypes::{DataType, Field, Int32Type};
 
@@ -218,6 +218,13 @@ fn parquet_rows_become_records() {
         Some(vec![Some(1), None]),
         Some(vec![]),
     ]));
+    let long: ArrayRef = Arc::new(LargeListArray::from_iter_primitive::<Int32Type, _, _>(vec![
+        Some(vec![Some(2)]),
+        None,
+    ]));
+    let large: ArrayRef = Arc::new(LargeStringArray::from(vec![Some("큰 글"), None]));
+    let view: ArrayRef = Arc::new(StringViewArray::from(vec![None, Some("a view")]));
+    let tag: ArrayRef = Arc::new(DictionaryArray::<Int32Type>::from_iter([Some("뜻"), None]));
     let fields = StructArray::from(vec![
         (Arc::new(Field::new("role", DataType::Utf8, true)), Arc::clone(&text)),
         (Arc::new(Field::new("n", DataType::Int64, true)), Arc::clone(&number)),
@@ -229,6 +236,10 @@ fn parquet_rows_become_records() {
         ("yes", yes),
         ("list", list),
         ("message", Arc::new(fields) as ArrayRef),
+        ("long", long),
+        ("large", large),
+        ("view", view),
+        ("tag", tag),
     ])
     .unwrap();
     let folder = Folder::new();
@@ -240,8 +251,10 @@ fn parquet_rows_become_records() {
     assert_eq!(
         values(&path),
         [
-            json!({"text": "나비", "number": -3, "real": 0.5, "yes": true, "list": [1, null], "message": {"role": "나비", "n": -3}}),
-            json!({"text": null, "number": i64::MAX, "real": null, "yes": false, "list": [], "message": {"role": null, "n": i64::MAX}}),
+            json!({"text": "나비", "number": -3, "real": 0.5, "yes": true, "list": [1, null], "message": {"role": "나비", "n": -3},
+                "long": [2], "large": "큰 글", "view": null, "tag": "뜻"}),
+            json!({"text": null, "number": i64::MAX, "real": null, "yes": false, "list": [], "message": {"role": null, "n": i64::MAX},
+                "long": null, "large": null, "view": "a view", "tag": null}),
         ]
     );
     folder.write("cut.parquet", &bytes[..bytes.len() - 9]);
