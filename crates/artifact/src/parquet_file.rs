@@ -23,15 +23,12 @@ use parquet::file::reader::{ChunkReader, Length};
 use crate::atomic::AtomicFile;
 use crate::error::{Error, Result};
 use crate::guard;
-use crate::thrift::{self, Page};
+use crate::thrift;
+
+mod pages;
 
 /// The footer key under which temper keeps its JSON.
 const FOOTER_KEY: &str = "temper";
-
-/// What a row group's pages may take once unpacked, one of each column: so much, or so many times what its columns take
-/// packed. zstd alone packs better, and only what says nothing.
-const UNPACKED_BYTES: u64 = 256 << 20;
-const UNPACKED_TIMES: u64 = 4096;
 
 /// A Parquet file being written; it has its name only after [`finish`](Self::finish).
 pub(crate) struct ParquetSink {
@@ -138,21 +135,21 @@ impl ParquetSource {
         usize::try_from(self.footer.metadata().row_group(group).num_rows()).unwrap_or(0)
     }
 
-    /// The batches of one row group, of at most `rows_at_once` rows each.
+    /// The batches of one row group, of at most `rows_at_once` rows each; fewer where rows may be large.
     ///
     /// # Errors
-    /// If the group cannot be read; so says each batch that cannot be.
+    /// If the group cannot be read, or could take memory out of proportion (`pages`); so says each batch that cannot be.
     pub fn batches(
         &self,
         group: usize,
         rows_at_once: usize,
     ) -> Result<impl Iterator<Item = Result<RecordBatch>> + use<>> {
-        self.check_pages(group)?;
+        let rows_at_once = self.bounded_rows(group, rows_at_once.max(1))?;
         let (file, footer) = (self.file.clone(), self.footer.clone());
         let mut reader = guarded(&self.path, || {
             ParquetRecordBatchReaderBuilder::new_with_metadata(file, footer)
                 .with_row_groups(vec![group])
-                .with_batch_size(rows_at_once.max(1))
+                .with_batch_size(rows_at_once)
                 .build()
         })?;
         let path = self.path.clone();
@@ -161,55 +158,6 @@ impl ParquetSource {
             Ok(batch) => batch.map(|batch| batch.map_err(|e| fail(e.to_string()))),
             Err(panic) => Some(Err(fail(panic))),
         }))
-    }
-
-    /// Refuses a page header that the library would not come to an end with, and pages said to take more memory than such
-    /// a file can fill. What is no header is left to the library's words.
-    fn check_pages(&self, group: usize) -> Result<()> {
-        let fail = |what| Err(Error::Parquet { path: self.path.clone(), what });
-        let (mut packed, mut unpacked) = (0_u64, 0_u64);
-        for column in self.footer.metadata().row_group(group).columns() {
-            let (mut at, end) = place(column).unwrap_or_default();
-            packed += end - at;
-            let mut largest = 0;
-            while at < end {
-                match self.page(at, end) {
-                    Page::Of { length, unpacked } => {
-                        at = at.saturating_add(length);
-                        largest = largest.max(unpacked);
-                    }
-                    Page::Unknown => break,
-                    Page::Endless(what) => {
-                        let name = column.column_path().string();
-                        return fail(format!("a page header of the column {name} {what}"));
-                    }
-                }
-            }
-            unpacked = unpacked.saturating_add(largest);
-        }
-        // Columns may lie over one another.
-        let packed = packed.min(self.file.len);
-        if unpacked > packed.saturating_mul(UNPACKED_TIMES).max(UNPACKED_BYTES) {
-            return fail(format!(
-                "pages of row group {group} are said to take {unpacked} bytes once unpacked, where its columns take \
-                 {packed} bytes: over {UNPACKED_TIMES} times as much"
-            ));
-        }
-        Ok(())
-    }
-
-    /// The page at `at` in a column that ends at `end`.
-    fn page(&self, at: u64, end: u64) -> Page {
-        // Few are longer: one that holds long values as a page's least and greatest.
-        let mut length = (end - at).min(512);
-        loop {
-            let bytes = self.file.get_bytes(at, length as usize);
-            let page = bytes.map_or(Page::Unknown, |bytes| thrift::page(&bytes));
-            if page != Page::Unknown || length == end - at {
-                return page;
-            }
-            length = (length * 8).min(end - at);
-        }
     }
 
     /// The columns as `name: type`, for messages.
@@ -330,7 +278,7 @@ impl Read for ReadFrom {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{ArrayRef, Int64Array, StringArray};
+    use arrow::array::{ArrayRef, StringArray};
     use parquet::arrow::arrow_writer::ArrowWriterOptions;
 
     use super::*;
@@ -349,83 +297,12 @@ mod tests {
     }
 
     #[test]
-    fn a_page_header_that_the_library_would_not_come_to_an_end_with_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.parquet");
-        let numbers: Vec<i64> = (0..100_000).map(|n| n * 7919 % 100_003).collect();
-        let column: ArrayRef = Arc::new(Int64Array::from(numbers));
-        let batch = RecordBatch::try_from_iter([("수", column)]).unwrap();
-        let mut sink = ParquetSink::create(&path, batch.schema()).unwrap();
-        sink.write_group(&batch).unwrap();
-        sink.finish(None).unwrap();
-
-        let source = ParquetSource::open(&path).unwrap();
-        let rows = source.batches(0, 1000).unwrap().map(|batch| batch.unwrap().num_rows());
-        assert_eq!(rows.sum::<usize>(), 100_000);
-        let (first, end) = place(source.footer.metadata().row_group(0).column(0)).unwrap();
-        let mut pages = vec![first];
-        while let Page::Of { length, .. } = source.page(*pages.last().unwrap(), end) {
-            pages.push(pages.last().unwrap() + length);
-        }
-        assert!(pages.len() > 3 && *pages.last().unwrap() == end, "{pages:?} up to {end}");
-
-        // The last page's kind becomes a list of two truth values.
-        let mut bytes = fs_err::read(&path).unwrap();
-        let last = pages[pages.len() - 2] as usize;
-        assert_eq!(bytes[last], 0x15);
-        bytes[last..last + 2].copy_from_slice(b"\x19\x21");
-        fs_err::write(&path, bytes).unwrap();
-        let source = ParquetSource::open(&path).unwrap();
-        let error = source.batches(0, 1000).err().unwrap().to_string();
-        let what = "a page header of the column 수 has a list of truth values, as none has";
-        assert!(error.starts_with(&path.display().to_string()) && error.contains(what), "{error}");
-    }
-
-    #[test]
-    fn pages_said_to_take_more_than_their_file_can_fill_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.parquet");
-        let numbers: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
-        let batch = RecordBatch::try_from_iter([("a", Arc::clone(&numbers)), ("b", numbers)]);
-        let batch = batch.unwrap();
-        let mut sink = ParquetSink::create(&path, batch.schema()).unwrap();
-        sink.write_group(&batch).unwrap();
-        sink.finish(None).unwrap();
-        let bytes = fs_err::read(&path).unwrap();
-        let size = |value: u64| {
-            // Zigzag, seven bits in each of five bytes.
-            let byte = |n: u32| (value << 1 >> (7 * n)) as u8 & 0x7f | if n < 4 { 0x80 } else { 0 };
-            (0..5).map(byte).collect::<Vec<u8>>()
-        };
-        // The first page of each column becomes one that is said to take so many bytes.
-        let claiming = |claim: u64| {
-            let source = ParquetSource::open(&path).unwrap();
-            let group = source.footer.metadata().row_group(0);
-            let mut changed = bytes.clone();
-            for column in group.columns() {
-                let at = place(column).unwrap().0 as usize;
-                // A dictionary page (type 2) of so many bytes, packed into none.
-                let header = [&b"\x15\x04\x15"[..], &size(claim), b"\x15\x00\x00"].concat();
-                changed[at..at + header.len()].copy_from_slice(&header);
-            }
-            let changed_path = dir.path().join("b.parquet");
-            fs_err::write(&changed_path, changed).unwrap();
-            ParquetSource::open(&changed_path).unwrap().check_pages(0)
-        };
-        claiming(UNPACKED_BYTES / 2).unwrap();
-        let error = claiming(UNPACKED_BYTES / 2 + 1).unwrap_err().to_string();
-        assert!(error.contains("b.parquet"), "{error}");
-        let what = "pages of row group 0 are said to take 268435458 bytes once unpacked, where its columns take ";
-        assert!(error.contains(what), "{error}");
-    }
-
-    #[test]
     fn an_arrow_schema_in_the_footer_is_not_looked_at() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.parquet");
         let text: ArrayRef = Arc::new(StringArray::from(vec!["하나", "two"]));
         let batch = RecordBatch::try_from_iter([("text", text)]).unwrap();
-        let file = std::fs::File::create(&path).unwrap();
+        let file = fs_err::File::create(&path).unwrap();
         let options = ArrowWriterOptions::new().with_skip_arrow_metadata(true);
         let mut writer = ArrowWriter::try_new_with_options(file, batch.schema(), options).unwrap();
         writer.write(&batch).unwrap();

@@ -8,6 +8,7 @@
 const DEPTH: usize = 32;
 
 /// The type of a field or item that is a list, and so on; those below 8 are numbers.
+const I32: u8 = 5;
 const BINARY: u8 = 8;
 const LIST: u8 = 9;
 const SET: u8 = 10;
@@ -19,6 +20,9 @@ const UUID: u8 = 13;
 type Wrong = &'static str;
 
 const ENDLESS: Wrong = "has a list of truth values, as none has";
+const CUT: Wrong = "ends amid a part";
+const LONG: Wrong = "has a list that is longer than itself";
+const NO_SIZE: Wrong = "has no size";
 
 /// Checks that `bytes` begin with a struct all parts of which are as long as it says.
 ///
@@ -31,23 +35,35 @@ pub(crate) fn check(bytes: &[u8]) -> Result<(), Wrong> {
 /// What a column's bytes begin with.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Page {
-    /// A page, with so many bytes from the beginning of its header to its end, and so many once its data are unpacked.
-    Of { length: u64, unpacked: u64 },
+    /// A page.
+    Of(PageSize),
     /// No header that could be read; one that needs more bytes, it may be.
     Unknown,
-    /// A header that the library would not come to an end with, and why.
-    Endless(Wrong),
+    /// A header that the library is not to read, and why.
+    Refused(Wrong),
+}
+
+/// What a page's header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PageSize {
+    /// Bytes from the beginning of the header to the page's end.
+    pub(crate) length: u64,
+    /// Bytes of its data once unpacked.
+    pub(crate) unpacked: u64,
+    /// Values, those that are null with them; 0 in a dictionary.
+    pub(crate) values: u64,
 }
 
 /// Looks at the header of a page.
 pub(crate) fn page(bytes: &[u8]) -> Page {
     let mut walk = Walk { rest: bytes };
-    match walk.page_sizes() {
-        Ok((unpacked, packed)) => {
-            Page::Of { length: (bytes.len() - walk.rest.len()) as u64 + packed, unpacked }
+    match walk.page() {
+        Ok((packed, page)) => {
+            let header = (bytes.len() - walk.rest.len()) as u64;
+            Page::Of(PageSize { length: header + packed, ..page })
         }
-        Err(ENDLESS) => Page::Endless(ENDLESS),
-        Err(_) => Page::Unknown,
+        Err(CUT | LONG | NO_SIZE) => Page::Unknown,
+        Err(wrong) => Page::Refused(wrong),
     }
 }
 
@@ -80,45 +96,65 @@ impl Walk<'_> {
                     self.items(size, &[kinds >> 4, kinds & 15], depth)
                 }
             },
-            STRUCT => loop {
-                let head = self.byte()?;
-                if head == 0 {
-                    return Ok(());
+            STRUCT => {
+                let mut id = 0;
+                while let Some(kind) = self.field(&mut id)? {
+                    self.part(kind, depth)?;
                 }
-                // Its id, where it is not so much above the one before.
-                if head >> 4 == 0 {
-                    self.number()?;
-                }
-                self.part(head & 15, depth)?;
-            },
+                Ok(())
+            }
             UUID => self.pass(16),
             _ => Err("has parts of no known type"),
         }
     }
 
-    /// Passes over a page's header; its fields `uncompressed_page_size` and `compressed_page_size`.
-    fn page_sizes(&mut self) -> Result<(u64, u64), Wrong> {
-        const UNPACKED: u64 = 2;
-        const PACKED: u64 = 3;
-        let (mut id, mut sizes) = (0_u64, [None; 2]);
-        loop {
-            let head = self.byte()?;
-            if head == 0 {
-                let [unpacked, packed] = sizes;
-                return unpacked.zip(packed).ok_or("has no size");
-            }
-            id = match head >> 4 {
-                0 => zigzag(self.number()?) as u64,
-                more => id.wrapping_add(u64::from(more)),
-            };
-            match head & 15 {
-                5 if matches!(id, UNPACKED | PACKED) => {
-                    let size = u64::try_from(zigzag(self.number()?)).map_err(|_| "has no size")?;
-                    sizes[usize::from(id == PACKED)] = Some(size);
-                }
-                kind => self.part(kind, DEPTH)?,
+    /// The head of a struct's next field: its type, and its id in place of the one before; none at the struct's end.
+    fn field(&mut self, id: &mut i64) -> Result<Option<u8>, Wrong> {
+        let head = self.byte()?;
+        if head == 0 {
+            return Ok(None);
+        }
+        *id = match head >> 4 {
+            0 => zigzag(self.number()?),
+            more => id.wrapping_add(i64::from(more)),
+        };
+        Ok(Some(head & 15))
+    }
+
+    /// Passes over a page's header: `compressed_page_size`, and the rest but for the header's own length.
+    fn page(&mut self) -> Result<(u64, PageSize), Wrong> {
+        const UNCOMPRESSED_PAGE_SIZE: i64 = 2;
+        const COMPRESSED_PAGE_SIZE: i64 = 3;
+        const DATA_PAGE_HEADER: i64 = 5;
+        const DATA_PAGE_HEADER_V2: i64 = 8;
+        let (mut id, mut unpacked, mut packed, mut values) = (0, None, None, 0);
+        while let Some(kind) = self.field(&mut id)? {
+            match (id, kind) {
+                (UNCOMPRESSED_PAGE_SIZE, I32) => unpacked = Some(self.size()?),
+                (COMPRESSED_PAGE_SIZE, I32) => packed = Some(self.size()?),
+                (DATA_PAGE_HEADER | DATA_PAGE_HEADER_V2, STRUCT) => values = self.num_values()?,
+                _ => self.part(kind, DEPTH)?,
             }
         }
+        let (packed, unpacked) = packed.zip(unpacked).ok_or(NO_SIZE)?;
+        Ok((packed, PageSize { length: 0, unpacked, values }))
+    }
+
+    /// Passes over what a header says of its kind of page: `num_values`.
+    fn num_values(&mut self) -> Result<u64, Wrong> {
+        const NUM_VALUES: i64 = 1;
+        let (mut id, mut values) = (0, None);
+        while let Some(kind) = self.field(&mut id)? {
+            match (id, kind) {
+                (NUM_VALUES, I32) => values = Some(self.size()?),
+                _ => self.part(kind, DEPTH)?,
+            }
+        }
+        values.ok_or(NO_SIZE)
+    }
+
+    fn size(&mut self) -> Result<u64, Wrong> {
+        u64::try_from(zigzag(self.number()?)).map_err(|_| NO_SIZE)
     }
 
     fn items(&mut self, size: u64, kinds: &[u8], depth: usize) -> Result<(), Wrong> {
@@ -126,7 +162,7 @@ impl Walk<'_> {
             return Err(ENDLESS);
         }
         if size > self.rest.len() as u64 {
-            return Err("has a list that is longer than itself");
+            return Err(LONG);
         }
         for _ in 0..size {
             kinds.iter().try_for_each(|kind| self.part(*kind, depth))?;
@@ -136,7 +172,7 @@ impl Walk<'_> {
 
     fn pass(&mut self, bytes: u64) -> Result<(), Wrong> {
         let rest = usize::try_from(bytes).ok().and_then(|bytes| self.rest.get(bytes..));
-        self.rest = rest.ok_or("ends amid a part")?;
+        self.rest = rest.ok_or(CUT)?;
         Ok(())
     }
 
@@ -195,22 +231,35 @@ mod tests {
 
     #[test]
     fn a_page_is_as_long_as_its_header_and_its_data() {
-        // type 0, 34 bytes, 20 of them once compressed, and a header of its kind with a number.
+        // type 0, 34 bytes, 20 of them once compressed, and a header of its kind with four values.
         let header = b"\x15\x00\x15\x44\x15\x28\x2c\x15\x08\x00\x00";
-        let of = |header: u64| Page::Of { length: header + 20, unpacked: 34 };
-        assert_eq!(page(&[&header[..], b"data"].concat()), of(header.len() as u64));
-        // The sizes by their whole ids; a bit more, and one and then both left out.
-        assert_eq!(page(b"\x05\x04\x44\x05\x06\x28\x00"), of(7));
+        let of = |header, values| Page::Of(PageSize { length: header + 20, unpacked: 34, values });
+        assert_eq!(page(&[&header[..], b"data"].concat()), of(header.len() as u64, 4));
+        // The second version's header, after a field that is none; all by their whole ids, in another order.
+        assert_eq!(page(b"\x25\x44\x15\x28\x1b\x00\x4c\x15\x0a\x00\x00"), of(11, 5));
+        assert_eq!(page(b"\x0c\x0a\x05\x02\x06\x00\x05\x06\x28\x05\x04\x44\x00"), of(13, 3));
+        // A dictionary has none that count.
+        assert_eq!(page(b"\x25\x44\x15\x28\x4c\x15\x0a\x00\x00"), of(9, 0));
         for cut in 0..header.len() {
             assert_eq!(page(&header[..cut]), Page::Unknown, "{cut}");
         }
-        for none in [&b"\x25\x44\x00"[..], b"\x35\x28\x00", b"\x15\x00\x00"] {
-            assert_eq!(page(none), Page::Unknown, "{none:?}");
+    }
+
+    #[test]
+    fn what_is_no_page_is_told_from_what_is_not_to_be_read() {
+        for (none, why) in [
+            (&b"\x25\x44\x00"[..], "its packed size left out"),
+            (b"\x35\x28\x00", "its unpacked size left out"),
+            (b"\x25\x44\x15\x27\x00", "20 bytes less than none"),
+            (b"\x25\x43\x15\x28\x00", "34 bytes less than none"),
+            (b"\x25\x44\x15\x28\x2c\x15\x01\x00\x00", "a value less than none"),
+            (b"\x25\x44\x15\x28\x2c\x00\x00", "no number of values"),
+        ] {
+            assert_eq!(page(none), Page::Unknown, "{why}");
         }
-        assert_eq!(page(b"\x25\x44\x15\x27\x00"), Page::Unknown, "20 bytes less than none");
-        assert_eq!(page(b"\x25\x43\x15\x28\x00"), Page::Unknown, "34 bytes less than none");
         for list in [&b"\x19\xf1\xff\xff\xff\xff\x07"[..], b"\x15\x00\x19\x22"] {
-            assert_eq!(page(list), Page::Endless("has a list of truth values, as none has"));
+            assert_eq!(page(list), Page::Refused("has a list of truth values, as none has"));
         }
+        assert_eq!(page(&b"\x1c".repeat(40)), Page::Refused("is nested too deep"));
     }
 }

@@ -243,7 +243,7 @@ pub enum RecordError {
         column: String,
     },
     /// The file is not readable Parquet.
-    #[error("{}: cannot read as Parquet: {message}; the file may be cut off: fetch it again", path.display())]
+    #[error("{}: cannot read as Parquet: {message}; the file may be damaged: fetch it again", path.display())]
     Parquet {
         /// The file.
         path: PathBuf,

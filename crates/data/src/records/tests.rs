@@ -261,7 +261,7 @@ fn parquet_rows_become_records() {
     let message = error(&folder, &format!("{}/cut.parquet", folder.path()));
     assert!(
         message.starts_with("cut.parquet: cannot read as Parquet: ")
-            && message.ends_with("; the file may be cut off: fetch it again"),
+            && message.ends_with("; the file may be damaged: fetch it again"),
         "{message}"
     );
 }

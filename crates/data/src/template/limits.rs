@@ -13,15 +13,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use artifact::guard;
 use minijinja::machinery::{
     CodeGenerator, Instruction, Instructions, Token, Vm, WhitespaceConfig, make_string_output,
     parse, tokenize,
 };
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Object, Rest, StringInput, Value, ValueKind, from_args};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, filters};
+use minijinja::value::{Object, Value, ValueKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State};
 
 use crate::template::environment::NAME;
+
+mod filters;
 
 /// Instructions of one rendering; a conversation of a thousand turns takes some hundred thousand.
 const FUEL: u64 = 20_000_000;
@@ -37,9 +40,6 @@ const PRODUCTS: usize = 16;
 /// The longest source.
 const SOURCE_BYTES: usize = 1 << 20;
 const DEADLINE: Duration = Duration::from_secs(10);
-/// The longest number in the format of `format`, and the most blanks of `indent` and parts of `batch` and `slice`.
-const FORMAT_DIGITS: usize = 3;
-const PARTS: usize = 100_000;
 
 // Names that no template can write.
 const START: &str = "#start";
@@ -91,8 +91,17 @@ fn kept(source: &str) -> &'static str {
     })
 }
 
-/// Renders a template over `context`.
+/// Renders a template over `context`. A panic of the engine is an error: it meets one in formats that it cannot parse.
 pub(super) fn render(
+    environment: &Environment<'static>,
+    program: &Program,
+    context: &serde_json::Map<String, serde_json::Value>,
+) -> Result<String, Error> {
+    guard::catching(|| evaluate(environment, program, context))
+        .unwrap_or_else(|panic| Err(refusal(format!("is one that the engine fails at ({panic})"))))
+}
+
+fn evaluate(
     environment: &Environment<'static>,
     program: &Program,
     context: &serde_json::Map<String, serde_json::Value>,
@@ -119,18 +128,6 @@ pub(super) fn install(environment: &mut Environment<'static>) {
         meter(state)?.charge(value)?;
         write!(out, "{value}").map_err(Error::from)
     });
-    environment.set_unknown_method_callback(|state, value, method, arguments| {
-        match (method, value.as_str(), arguments) {
-            ("replace", Some(text), [from, to, ..]) => {
-                meter(state)?.take(replaced(text, from.as_str(), to.as_str()))?;
-            }
-            ("join", Some(separator), [items]) => {
-                meter(state)?.take(joined(items, separator.len()))?;
-            }
-            _ => {}
-        }
-        minijinja_contrib::pycompat::unknown_method_callback(state, value, method, arguments)
-    });
     environment.add_filter(START, |state: &State, context: &Value| {
         if state.get_temp(METER).is_none() {
             let meter = Meter::over(context)?;
@@ -156,76 +153,15 @@ pub(super) fn install(environment: &mut Environment<'static>) {
         }
         Ok(value.clone())
     });
-    add_filters(environment);
+    filters::install(environment);
 }
 
-/// Filters whose result can be far larger than what goes in.
-fn add_filters(environment: &mut Environment<'static>) {
-    environment.add_filter(
-        "replace",
-        |state: &State, text: StringInput, from: StringInput, to: StringInput| {
-            let cost = replaced(text.as_str(), Some(from.as_str()), Some(to.as_str()));
-            meter(state)?.take(cost)?;
-            filters::replace(state, text, from, to)
-        },
-    );
-    environment.add_filter(
-        "join",
-        |state: &State, items: &Value, separator: Option<StringInput>| {
-            let length = separator.as_ref().map_or(0, |text| text.as_str().len());
-            meter(state)?.take(joined(items, length))?;
-            filters::join(state, items, separator)
-        },
-    );
-    environment.add_filter("indent", |state: &State, text: StringInput, rest: Rest<Value>| {
-        type Arguments = (Option<usize>, Option<bool>, Option<bool>, Kwargs);
-        let (width, first, blank, named): Arguments = from_args(&rest)?;
-        let widest = width.or_else(|| named.peek("width").ok()).unwrap_or(4);
-        let lines = text.as_str().lines().count() as u64 + 1;
-        meter(state)?.take(few(widest)? * lines)?;
-        filters::indent(text, width, first, blank, named)
-    });
-    environment.add_filter("format", |state: &State, format: &Value, arguments: Rest<Value>| {
-        let digits =
-            |text: &str| text.split(|c: char| !c.is_ascii_digit()).map(str::len).max().unwrap_or(0);
-        if format.as_str().is_some_and(|text| digits(text) > FORMAT_DIGITS || text.contains('*')) {
-            return Err(refusal("has a format with a width above 999"));
-        }
-        filters::format(state, format, arguments)
-    });
-    environment.add_filter(
-        "batch",
-        |state: &State, items: Value, count: usize, fill: Option<Value>| {
-            meter(state)?.take(few(count)? * ITEM_BYTES)?;
-            filters::batch(state, items, count, fill)
-        },
-    );
-    environment.add_filter(
-        "slice",
-        |state: &State, items: Value, count: usize, fill: Option<Value>| {
-            meter(state)?.take(few(count)? * ITEM_BYTES)?;
-            filters::slice(state, items, count, fill)
-        },
-    );
-}
-
-fn few(count: usize) -> Result<u64, Error> {
-    if count > PARTS {
-        return Err(refusal(format!("asks for {count} parts; {PARTS} are allowed")));
-    }
-    Ok(count as u64)
-}
-
-/// The most bytes that replacing gives.
-fn replaced(text: &str, from: Option<&str>, to: Option<&str>) -> u64 {
-    let (Some(from), Some(to)) = (from, to) else { return 0 };
-    let times = text.matches(from).count();
-    text.len() as u64 + (times as u64).saturating_mul(to.len() as u64)
-}
-
-/// The bytes of the separators that joining gives; the items have been charged.
-fn joined(items: &Value, separator: usize) -> u64 {
-    (items.len().unwrap_or(0) as u64).saturating_mul(separator as u64)
+/// What a value is charged.
+fn weight(value: &Value) -> Result<u64, Error> {
+    let whole = u64::MAX / 2;
+    let given = Meter::of(whole);
+    given.charge(value)?;
+    Ok(whole - given.left.into_inner())
 }
 
 /// What a rendering may still make.
@@ -240,11 +176,8 @@ impl Object for Meter {}
 impl Meter {
     /// The allowance over what a template is given.
     fn over(context: &Value) -> Result<Self, Error> {
-        let whole = u64::MAX / 2;
-        let given = Self::of(whole);
-        given.charge(context)?;
-        let bytes = whole - given.left.load(Ordering::Relaxed);
-        Ok(Self::of(ALLOWANCE.saturating_add(bytes.saturating_mul(ALLOWANCE_PER_BYTE))))
+        let bytes = weight(context)?.saturating_mul(ALLOWANCE_PER_BYTE);
+        Ok(Self::of(ALLOWANCE.saturating_add(bytes)))
     }
 
     fn of(bytes: u64) -> Self {

@@ -52,8 +52,70 @@ fn filters_that_make_much_of_little_are_refused() {
     refused("{{ 'x'|indent(width=1000000000) }}", "asks for 1000000000 parts");
     refused("{{ [1]|batch(1000000000, 'x') }}", "asks for 1000000000 parts");
     refused("{{ [1]|slice(1000000000)|list }}", "asks for 1000000000 parts");
-    refused("{{ '%1000000000d'|format(1) }}", "has a format with a width above 999");
     refused("{{ [1]|tojson(indent=1000000000) }}", "tojson: an indent of 1000000000");
+}
+
+#[test]
+fn formats_are_held_to_the_width_of_their_fields() {
+    let wide = "has a format with a width above 999";
+    refused("{{ '%1000000000d'|format(1) }}", wide);
+    refused("{{ '%.1000f'|format(1.5) }}", wide);
+    refused("{{ '%(a)1000d'|format(a=1) }}", wide);
+    refused("{{ '%*d'|format(1000000000, 1) }}", wide);
+    refused("{{ '{:1000}'.format(1) }}", wide);
+    refused("{{ '{0:>99999999999999999999999}'.format(1) }}", wide);
+    refused("{{ '{:.1000e}'.format(1.5) }}", wide);
+    let many = "{% set s = 'x' * 30000 %}";
+    refused(&format!("{many}{{{{ ('{{0}}' * 30000).format(s) }}}}"), TOO_MUCH);
+    refused(&format!("{many}{{{{ ('%(s)s' * 30000)|format(s=s) }}}}"), TOO_MUCH);
+    refused("{{ ('{:999}' * 100000).format(1) }}", TOO_MUCH);
+    // Numbers of other kinds are no widths.
+    for (source, text) in [
+        ("{{ '2026: {0:03}, {k}'.format(7, k='나') }}", "2026: 007, 나"),
+        ("{{ '%s in 2026, %3d%%'|format('나', 7) }}", "나 in 2026,   7%"),
+        ("{{ '{:,}'.format(1234567) }}", "1,234,567"),
+    ] {
+        assert_eq!(render(source).as_deref(), Ok(text));
+    }
+    // The engine cuts this one inside a character.
+    refused(
+        "{{ '{0[가]}'.format([1]) }}",
+        "the template is one that the engine fails at (end byte",
+    );
+}
+
+#[test]
+fn what_would_take_long_or_much_in_pieces_is_refused() {
+    let many = "{% set s = 'x' * 3000000 %}";
+    for source in [
+        "s|list",
+        "s.split('x')",
+        "s|split('x')",
+        "(s|replace('x', '\n'))|lines",
+        "(' x' * 1500000).split()|length",
+    ] {
+        refused(&format!("{many}{{{{ ({source})|length }}}}"), TOO_MUCH);
+    }
+    refused(&format!("{many}{{{{ s.replace('x', '\n').splitlines()|length }}}}"), TOO_MUCH);
+    let set = "{% set t = 'y' * 9000 ~ 'x' %}";
+    for source in ["s.strip(t)", "s.lstrip(t)", "s.rstrip(t)", "s|trim(t)"] {
+        refused(&format!("{many}{set}{{{{ {source}|length }}}}"), TOO_MUCH);
+    }
+    // A map's pairs have no length until they are walked through.
+    let pairs = "{'a': 1, 'b': 2, 'c': 3}.items()";
+    refused(&format!("{{% set s = 'x' * 30000000 %}}{{{{ {pairs}|join(s)|length }}}}"), TOO_MUCH);
+    for (source, text) in [
+        ("{{ '가나'.count('') }} {{ 'abab'.count('ab') }}", "3 2"),
+        ("{{ 'a\nb'.splitlines()|join(',') }}{{ ' a b '.split()|join(',') }}", "a,ba,b"),
+        ("{{ 'a,b,c'|split(',', 1)|join(';') }}{{ 'a b'|split|join(';') }}", "a;b,ca;b"),
+        (
+            "{{ '--a-'.strip('-') }}{{ '##b'|trim('#') }}{{ ' c '|trim }}{{ 'xd'.lstrip('x') }}",
+            "abcd",
+        ),
+        ("{{ '가나'|list|join('.') }}{{ 'a\nb'|lines|length }}", "가.나2"),
+    ] {
+        assert_eq!(render(source).as_deref(), Ok(text), "{source}");
+    }
 }
 
 #[test]
