@@ -6,9 +6,9 @@ use std::time::Instant;
 use data::format::Message;
 use data::template::{ChatTemplate, SpecialTokens};
 use libfuzzer_sys::fuzz_target;
-use temper_fuzz::readable;
+use temper_fuzz::{allow_guarded_panics, readable};
 
-fuzz_target!(|source: &str| {
+fuzz_target!(init: allow_guarded_panics(), |source: &str| {
     let mut specials = SpecialTokens::default();
     for (name, token) in [("bos_token", "<s>"), ("eos_token", "</s>")] {
         specials.named.insert(name.to_owned(), token.into());

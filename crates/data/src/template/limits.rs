@@ -3,8 +3,8 @@
 //! - *Instructions*: the engine's fuel.
 //! - *Bytes*: all that a rendering makes, strings, lists and output, is charged to an allowance that grows with what it was
 //!   given. The engine charges nothing itself, so instructions that charge are put into the compiled template behind every
-//!   one that can make something large ([`metered`]), and filters whose result can be far larger than what goes in reckon
-//!   it first.
+//!   one that can make something large ([`metered`]), and what filters and methods can make far larger than what
+//!   goes in is reckoned first ([`filters`]).
 //! - *Depth*: lists in lists only so deep, and no namespace in itself, so that no walk through a value overflows the stack.
 //! - *Time*: a deadline, which only a template far beyond the others meets.
 

@@ -10,8 +10,9 @@ use minijinja_contrib::pycompat;
 
 use super::{ITEM_BYTES, meter, refusal, weight};
 
-/// The widest field of a format, and the most blanks of `indent` and parts of `batch` and `slice`.
+/// The widest field of a format.
 const WIDEST_FIELD: u64 = 999;
+/// The most blanks of `indent` and parts of `batch` and `slice`.
 const PARTS: usize = 100_000;
 /// Comparisons of characters that count as a byte that is made.
 const COMPARISONS: u64 = 64;
