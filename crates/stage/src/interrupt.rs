@@ -84,8 +84,8 @@ impl Interrupt {
     ///
     /// A thread of its own receives them: the calling thread, and those it starts from now on, do not. The kernel writes what
     /// it needs to go on below the stack pointer of the thread that it interrupts, and oneDNN's matrix product for AVX-512
-    /// (3.8, fp32, a transposed weight) keeps its stack pointer elsewhere meanwhile: a signal at that moment writes over
-    /// what lies there, which can be the training state.
+    /// (3.8, fp32, long sums) has its stack pointer at a buffer on the heap meanwhile (`mov rsp, ws` in
+    /// `jit_avx512_common_gemm_f32`): a signal at that moment writes over what lies before it, the training state it may be.
     ///
     /// # Errors
     /// If the operating system refuses a handler or the thread.
