@@ -133,12 +133,15 @@ fn run(args: &Args) -> anyhow::Result<()> {
         return Err(UsageError::msg("--stop is empty; leave it out").into());
     }
     let adapters = Adapters::find(&args.adapter).usage()?;
-    let model = Model::load(args, adapters.first())?;
     let Some(prompt) = &args.prompt else {
-        // In a conversation Ctrl-C ends the answer only.
+        // Before there are threads that compute.
         let interrupt = Interrupt::install(&[Signal::Int])?;
+        let model = Model::load(args, adapters.first())?;
+        interrupt.check()?;
+        // In a conversation Ctrl-C ends the answer only.
         return conversation::in_terminal(model, args, &adapters, &interrupt);
     };
+    let model = Model::load(args, adapters.first())?;
     let interrupt = Interrupt::none();
     let mut speaker = Speaker::new(&model, Settings::new(args), &interrupt)?;
     if args.raw {
