@@ -183,16 +183,25 @@ impl Walk<'_> {
     }
 
     fn number(&mut self) -> Result<u64, Wrong> {
-        let mut number = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            number |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Ok(number);
-            }
-        }
-        Err("has a number of more than 64 bits")
+        varint(&mut self.rest)
     }
+}
+
+/// Takes a number of seven bits a byte, the lowest first, from the beginning of `bytes`.
+///
+/// # Errors
+/// If they end before it does, or it has more than 64 bits.
+pub(crate) fn varint(bytes: &mut &[u8]) -> Result<u64, Wrong> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = bytes.split_first().ok_or(CUT)?;
+        *bytes = rest;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Ok(number);
+        }
+    }
+    Err("has a number of more than 64 bits")
 }
 
 /// A number with a sign, as it is written.

@@ -134,7 +134,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let adapters = Adapters::find(&args.adapter).usage()?;
     let Some(prompt) = &args.prompt else {
-        // Before there are threads that compute.
+        // First of all, so that no thread that computes receives a signal.
         let interrupt = Interrupt::install(&[Signal::Int])?;
         let model = Model::load(args, adapters.first())?;
         interrupt.check()?;

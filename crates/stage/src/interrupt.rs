@@ -161,7 +161,7 @@ fn receive_elsewhere(signals: &[Signal]) -> io::Result<()> {
     set.thread_block()?;
     let (ready, listens) = mpsc::channel();
     let listen = move || {
-        // Both are gone only where the other side is.
+        // It is not sent only where nobody waits for it any more.
         let _ = ready.send(set.thread_unblock());
         loop {
             std::thread::park();

@@ -184,7 +184,7 @@ impl Lengths {
     fn levels(&mut self, mut bytes: &[u8], width: u32, values: u64) {
         let mut left = values;
         while left > 0 {
-            let Some(head) = varint(&mut bytes) else { break };
+            let Ok(head) = thrift::varint(&mut bytes) else { break };
             if head & 1 == 0 {
                 let width = width.div_ceil(8) as usize;
                 let Some((level, rest)) = bytes.split_at_checked(width) else { break };
@@ -214,19 +214,6 @@ impl Lengths {
             self.longest = self.longest.max(self.current);
         }
     }
-}
-
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut number = 0;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        number |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return Some(number);
-        }
-    }
-    None
 }
 
 #[cfg(test)]
